@@ -1,0 +1,1 @@
+"""Benchmarks, installed as ``erw.bench``. Records lie in ``bench/results/``."""

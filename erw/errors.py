@@ -1,0 +1,25 @@
+"""What a user did wrong, said in one line."""
+
+import functools
+import os
+import sys
+from collections.abc import Callable
+
+
+class UserError(Exception):
+    """Bad input. The message names the option or file and says how to mend it; the process exits with code 2."""
+
+
+def exits_cleanly(main: Callable[..., None]) -> Callable[..., None]:
+    """Turn a `UserError` raised in ``main`` into one line on stderr (rank 0 alone) and exit code 2."""
+
+    @functools.wraps(main)
+    def wrapped(*args, **kwargs) -> None:
+        try:
+            main(*args, **kwargs)
+        except UserError as error:
+            if os.environ.get("RANK", "0") == "0":
+                print(f"erw: error: {error}", file=sys.stderr, flush=True)
+            sys.exit(2)
+
+    return wrapped

@@ -1,0 +1,114 @@
+"""The operations a block is made of, as one injected set.
+
+A model calls ``ops.adaln_modulate(...)`` and never asks which implementation it got; `resolve` decides once, at start.
+Names, shapes and argument names are those of the kernel library (`erw.kernels`). B samples, T tokens, D width.
+
+Precision rule of every op: arithmetic in fp32 (fp64 for fp64 input), result rounded once.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from erw.errors import UserError
+
+NORM_EPS = 1e-6
+
+
+def _wide(*tensors: Tensor) -> torch.dtype:
+    """The dtype to compute in: fp32, or fp64 where an input is."""
+    wide = torch.float32
+    for tensor in tensors:
+        wide = torch.promote_types(wide, tensor.dtype)
+    return wide
+
+
+def adaln_modulate(x: Tensor, *, shift: Tensor, scale: Tensor) -> Tensor:
+    """LayerNorm without affine (eps 1e-6), then ``x * (1 + scale) + shift`` (DiT, Sec. 3.2, adaLN).
+
+    x (B, T, D); shift, scale (B, D). Returns (B, T, D) in the dtype of ``shift``, which is the matmuls' dtype.
+    """
+    wide = _wide(x, shift)
+    normed = F.layer_norm(x.to(wide), (x.shape[-1],), eps=NORM_EPS)
+    return (normed * (1 + scale.to(wide).unsqueeze(1)) + shift.to(wide).unsqueeze(1)).to(shift.dtype)
+
+
+def gated_residual(x: Tensor, y: Tensor, *, gate: Tensor) -> Tensor:
+    """``x + gate * y``: x (B, T, D) is the residual stream and keeps its dtype; y (B, T, D); gate (B, D)."""
+    wide = _wide(x, y)
+    return (x.to(wide) + gate.to(wide).unsqueeze(1) * y.to(wide)).to(x.dtype)
+
+
+def rotate(x: Tensor, table: Tensor) -> Tensor:
+    """Rotary position embedding on (..., T, H): pairs (x[2i], x[2i+1]) turned by the angles in ``table`` (2, T, H)."""
+    wide = _wide(x)
+    even, odd = x.to(wide).unflatten(-1, (-1, 2)).unbind(-1)
+    turned = torch.stack((-odd, even), dim=-1).flatten(-2)
+    return (x.to(wide) * table[0] + turned * table[1]).to(x.dtype)
+
+
+def qk_norm_rope(
+    qkv: Tensor, *, q_norm: Callable | None, k_norm: Callable | None, rope: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Packed qkv (B, T, 3, heads, H) to q, k, v (B, heads, T, H).
+
+    ``q_norm``/``k_norm`` normalise over H; ``rope`` (2, T, H) fp32 holds cosines and sines.
+    """
+    q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+    if q_norm is not None and k_norm is not None:
+        q, k = q_norm(q).to(v.dtype), k_norm(k).to(v.dtype)
+    if rope is not None:
+        q, k = rotate(q, rope), rotate(k, rope)
+    return q, k, v
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Softmax attention without mask: (B, heads, T, H) three times to (B, heads, T, H)."""
+    return F.scaled_dot_product_attention(q, k, v)
+
+
+def gelu(x: Tensor) -> Tensor:
+    """GELU, tanh approximation."""
+    return F.gelu(x, approximate="tanh")
+
+
+def cosine_alignment(z: Tensor, target: Tensor) -> Tensor:
+    """REPA's alignment loss per sample (REPA, Eq. 8): minus the cosine, averaged over tokens.
+
+    z (B, N, D) projected hidden state; target (B, N, D) teacher tokens, without gradient. Returns (B,) fp32 in [-1, 1]
+    (fp64 for fp64 input).
+    """
+    wide = _wide(z)
+    return -F.cosine_similarity(z.to(wide), target.detach().to(wide), dim=-1, eps=1e-12).mean(dim=-1)
+
+
+def velocity_mse(velocity: Tensor, target: Tensor) -> Tensor:
+    """Mean squared error per sample: (B, C, H, W) twice to (B,) fp32 (fp64 for fp64 input)."""
+    wide = _wide(velocity)
+    return (velocity.to(wide) - target.to(wide)).square().flatten(1).mean(dim=1)
+
+
+@dataclass(frozen=True)
+class OpSet:
+    """One implementation of each op. Swap one field with `dataclasses.replace` to see what it buys."""
+
+    adaln_modulate: Callable = adaln_modulate
+    gated_residual: Callable = gated_residual
+    qk_norm_rope: Callable = qk_norm_rope
+    attention: Callable = attention
+    gelu: Callable = gelu
+    cosine_alignment: Callable = cosine_alignment
+    velocity_mse: Callable = velocity_mse
+
+
+REFERENCE = OpSet()
+
+
+def resolve(name: str) -> OpSet:
+    """The op set called ``name``. Only ``reference`` (plain PyTorch) exists so far."""
+    if name != "reference":
+        raise UserError(f"--engine.ops {name} is not known; known: reference")
+    return REFERENCE
