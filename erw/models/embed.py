@@ -16,7 +16,7 @@ class TableModule(nn.Module):
     def _apply(self, fn, recurse=True):
         tables, self._buffers = self._buffers, {}
         super()._apply(fn, recurse)
-        self._buffers = {name: table.to(fn(table).device) for name, table in tables.items()}
+        self._buffers = {n: None if table is None else table.to(fn(table).device) for n, table in tables.items()}
         return self
 
 

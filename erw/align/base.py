@@ -1,0 +1,49 @@
+"""What a method is: settings, a schedule of phases, train-only heads and a loss. One method, one file."""
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from erw.models.sit import SiTConfig
+from erw.ops import OpSet
+from erw.settings import setting
+from erw.types import Phase, TeacherSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """Base of every method. The fields are its settings (``--method.*``); nothing here holds state.
+
+    The trainer asks `phase` before every step. When the phase's name changes, the trainer hands over: it carries over
+    the weights that both phases have, builds the rest from the seed and starts optimizer and EMA anew.
+    """
+
+    name: str = setting("none", "which method; set by the preset")
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether any phase looks at teacher features."""
+        return False
+
+    def check(self, model: SiTConfig, teacher: TeacherSpec | None, batch: int) -> None:
+        """Raise `UserError` where the settings do not fit the model, the teacher or the global batch size."""
+
+    def phase(self, images: int) -> Phase:
+        """The phase of the step that starts when ``images`` training images have been seen."""
+        raise NotImplementedError
+
+    def boundaries(self) -> tuple[int, ...]:
+        """Image counts at which a phase of another name begins, in order."""
+        return ()
+
+    def build_heads(self, model: SiTConfig, teacher: TeacherSpec | None) -> nn.Module:
+        """Modules that exist in training only; their parameters join the optimizer."""
+        return nn.Module()
+
+    def head_flops(self, model: SiTConfig, teacher: TeacherSpec | None) -> int:
+        """FLOPs of the heads' forward for one image (1 multiply-add = 2)."""
+        return 0
+
+    def loss(self, heads: nn.Module, taps: dict[int, Tensor], target: Tensor, ops: OpSet) -> Tensor:
+        """Alignment loss per sample, (B,) fp32, from tapped hidden states (B, T, D) and teacher tokens (B, N, Z)."""
+        raise NotImplementedError

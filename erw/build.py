@@ -1,0 +1,71 @@
+"""From settings and a phase to the module that trains in it."""
+
+import torch
+from torch import Tensor
+
+from erw import ops
+from erw.config import TrainConfig
+from erw.errors import UserError
+from erw.latents import Pixels, VaeLatents
+from erw.models.sit import SiT, SiTConfig
+from erw.step import TrainStep, public_name
+from erw.types import Phase
+
+
+def build_step(config: TrainConfig, phase: Phase, carried: dict[str, Tensor] | None = None) -> TrainStep:
+    """The fp32 `TrainStep` of ``phase`` on the CPU, initialised from the seed; ``carried`` weights (public names) are
+    laid over it. Backbone and heads have streams of their own, so a method's heads do not change the backbone's start.
+    """
+    opset = ops.resolve(config.engine.ops)
+    seed = config.train.seed
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = SiT(config.model, opset)
+        torch.manual_seed(seed + (1 << 32))
+        heads = config.method.build_heads(config.model, config.teacher_spec)
+    if phase.depth is not None:
+        model.keep_prefix(phase.depth)
+    model.recompute = config.engine.recompute
+    step = TrainStep(model, heads, config.method, phase, opset)
+    if carried is not None:
+        carry_over(step, carried)
+    return step.train()
+
+
+@torch.no_grad()
+def carry_over(step: TrainStep, weights: dict[str, Tensor]) -> None:
+    """Overwrite parameters of ``step`` by public name. Every given weight must have its place; shapes must match."""
+    places = {public_name(name): p for name, p in (*step.named_parameters(), *step.named_buffers())}
+    for name, value in weights.items():
+        if name not in places or places[name].shape != value.shape:
+            have = tuple(places[name].shape) if name in places else "no such weight"
+            raise UserError(f"weight {name} {tuple(value.shape)} does not fit the model ({have})")
+        places[name].copy_(value)
+
+
+def public_buffers(step: TrainStep) -> dict[str, Tensor]:
+    """Buffers that public checkpoints hold: the position table."""
+    kept = step.state_dict().keys()
+    return {public_name(n): b.detach().float().cpu() for n, b in step.named_buffers() if n in kept}
+
+
+def build_sampler_model(config: SiTConfig, weights: dict[str, Tensor], device: torch.device) -> SiT:
+    """The backbone alone in eval mode, fp32, from weights by public name; train-only heads are left out."""
+    model = SiT(config)
+    backbone = {name: value for name, value in weights.items() if not name.startswith("projectors.")}
+    model.load_state_dict(backbone, strict=True)
+    return model.eval().requires_grad_(False).to(device)
+
+
+def check_data(config: TrainConfig, dataset, space: Pixels | VaeLatents) -> None:
+    """Raise `UserError` where the model does not fit the data."""
+    model = config.model
+    found = {"in_channels": space.channels(dataset.channels), "input_size": dataset.size}
+    for name, value in found.items():
+        if getattr(model, name) != value:
+            raise UserError(f"--model.{name} is {getattr(model, name)}, the data has {value}: set --model.{name} {value}")
+    if dataset.num_classes > model.num_classes:
+        raise UserError(
+            f"labels run to {dataset.num_classes - 1}, --model.num_classes is {model.num_classes}: set it to"
+            f" {dataset.num_classes}"
+        )

@@ -1,0 +1,162 @@
+"""Checkpoints: full fp32 tensors under public names, written so that a kill at any moment leaves a good one.
+
+    RUN/checkpoints/000000051200/     one folder a checkpoint, named by the images seen
+        weights.safetensors           fp32 masters, public SiT/REPA names, projectors and position table too
+        ema.safetensors               the same names
+        exp_avg.safetensors, exp_avg_sq.safetensors
+        meta.json                     version, config, images, phase, steps, accounts, size and SHA-256 of each file
+
+A checkpoint is written into a folder with another name, synced and renamed: a folder with a number for a name is whole.
+Full tensors do not know stage or ranks, so any number of ranks can read them.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from erw.errors import UserError
+from erw.optim import STATE_KEYS, WEIGHTS
+
+FORMAT = 1
+KEYS = (WEIGHTS, *STATE_KEYS)
+_DIGITS = 12
+
+
+@dataclass(frozen=True, kw_only=True)
+class Meta:
+    """What a checkpoint says about itself."""
+
+    images: int
+    phase: str
+    steps: int
+    config: dict[str, Any]
+    accounts: dict[str, Any]
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def save(folder: Path, meta: Meta, read: Callable[[str], dict[str, Tensor]], buffers: dict[str, Tensor], *, keep: int,
+         writes: bool) -> Path:  # fmt: skip
+    """Write a checkpoint below ``folder`` and delete all but the newest ``keep``.
+
+    ``read(key)`` is a collective that gives full tensors; every rank calls `save`, the one with ``writes`` writes.
+    ``buffers`` (position tables) join the weights and the EMA. One kind of tensor is in memory at a time.
+    """
+    final = folder / f"{meta.images:0{_DIGITS}d}"
+    partial = folder / f".partial-{meta.images:0{_DIGITS}d}"
+    if writes:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+    files = {}
+    for key in KEYS:
+        tensors = read(key)
+        if writes:
+            if key in (WEIGHTS, "ema"):
+                tensors |= buffers
+            file = partial / f"{key}.safetensors"
+            save_file({name: t.contiguous() for name, t in tensors.items()}, file)
+            _sync(file)
+            files[file.name] = {"bytes": file.stat().st_size, "sha256": _sha256(file)}
+    if writes:
+        text = json.dumps({"format": FORMAT, **meta.__dict__, "files": files}, indent=1)
+        (partial / "meta.json").write_text(text, encoding="utf-8")
+        _sync(partial / "meta.json")
+        _sync(partial)
+        if final.exists():
+            # The same state under the same name: what is there is as good.
+            shutil.rmtree(partial)
+        else:
+            os.rename(partial, final)
+        _sync(folder)
+        for old in found(folder)[:-keep]:
+            # Renamed first: a kill halfway through the deletion must not leave half a checkpoint under a good name.
+            doomed = old.with_name(f".old-{old.name}")
+            os.rename(old, doomed)
+            shutil.rmtree(doomed)
+    return final
+
+
+def found(folder: Path) -> list[Path]:
+    """Whole checkpoints below ``folder``, oldest first."""
+    if not folder.is_dir():
+        return []
+    return sorted(p for p in folder.iterdir() if p.is_dir() and p.name.isdigit())
+
+
+def locate(path: Path) -> Path:
+    """The checkpoint folder that ``path`` means: itself, or the newest one of the run in ``path``."""
+    if (path / "meta.json").exists():
+        return path
+    checkpoints = found(path / "checkpoints")
+    if not checkpoints:
+        raise UserError(f"'{path}' is neither a checkpoint nor the folder of a run that has one")
+    return checkpoints[-1]
+
+
+def read_meta(checkpoint: Path) -> Meta:
+    """The description of ``checkpoint``. Raises `UserError` unless every file is there at its full length."""
+    file = checkpoint / "meta.json"
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+        files = data.pop("files")
+        version = data.pop("format")
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise UserError(f"{file} cannot be read ({error!r}): delete {checkpoint} to use the one before it") from None
+    if version != FORMAT:
+        raise UserError(f"{checkpoint} has format {version}, this version of erw reads format {FORMAT}")
+    for name, entry in files.items():
+        size = (checkpoint / name).stat().st_size if (checkpoint / name).exists() else None
+        if size != entry["bytes"]:
+            raise UserError(
+                f"{checkpoint / name} is {'missing' if size is None else 'truncated'}: delete {checkpoint} to use the"
+                " one before it"
+            )
+    return Meta(**data)
+
+
+def read_tensors(checkpoint: Path, key: str) -> dict[str, Tensor]:
+    """Tensors ``key`` by public name, after their checksum was compared."""
+    file = checkpoint / f"{key}.safetensors"
+    expected = json.loads((checkpoint / "meta.json").read_text(encoding="utf-8"))["files"][file.name]["sha256"]
+    if _sha256(file) != expected:
+        raise UserError(f"{file} does not match its checksum: delete {checkpoint} to use the one before it")
+    try:
+        return load_file(file)
+    except SafetensorError as error:
+        raise UserError(f"{file} cannot be read: {error}") from None
+
+
+def check_same_run(meta: Meta, config: dict[str, Any], checkpoint: Path) -> None:
+    """Raise `UserError` where ``config`` would not continue the run in ``checkpoint``."""
+    fixed = ["model", "method", "objective", "optim", "latents", "teacher", "data"]
+    pairs = [(f"{s}.{k}", meta.config[s].get(k), v) for s in fixed for k, v in config[s].items()]
+    pairs += [(f"train.{k}", meta.config["train"].get(k), config["train"][k]) for k in ("batch", "seed")]
+    pairs += [("engine.precision", meta.config["engine"].get("precision"), config["engine"]["precision"])]
+    free = {"data.path", "data.workers"}
+    for name, before, now in pairs:
+        same = list(before) == list(now) if isinstance(now, tuple) else before == now
+        if not same and name not in free:
+            raise UserError(
+                f"{checkpoint} was written with --{name} {before}, this run has {now}: give the same, or start a new"
+                " run with another --train.out"
+            )

@@ -1,0 +1,84 @@
+"""The settings of a run: one frozen tree, each section defined beside what it configures."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from erw.align import METHODS, Method
+from erw.data import DataConfig
+from erw.engine.config import EngineConfig, check_precision
+from erw.errors import UserError
+from erw.evaluate import EvalConfig
+from erw.latents import LatentConfig
+from erw.models.sit import SiTConfig
+from erw.objectives.flow import FlowConfig
+from erw.optim import OptimConfig
+from erw.samplers import SampleConfig
+from erw.settings import from_dict, nearest, setting
+from erw.teachers import TeacherConfig, teacher_spec
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Length, place and bookkeeping of a run. Progress is counted in images everywhere."""
+
+    images: int = setting(102_400_000, "training images in all, both phases of ERW together; the papers' 400K steps")
+    batch: int = setting(256, "global batch, whatever the ranks and the accumulation")
+    seed: int = setting(0, "decides weights, data order, noise, t and label drop")
+    out: str = setting("runs/run", "folder of the run")
+    resume: str = setting("none", "none; auto: go on from the newest checkpoint in the run's folder; or a checkpoint")
+    save_every: int = setting(12_800_000, "images between checkpoints; 0 saves at the end only")
+    keep: int = setting(3, "checkpoints kept; older ones are deleted")
+    log_every: int = setting(25_600, "images between lines of metrics.jsonl")
+    tensorboard: bool = setting(True, "write curves for TensorBoard as well")
+
+    def __post_init__(self):
+        for name in ("images", "batch", "keep", "log_every"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--train.{name} must be at least 1, not {getattr(self, name)}")
+        if self.seed < 0:
+            raise UserError(f"--train.seed must not be negative, not {self.seed}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Everything that decides a run."""
+
+    model: SiTConfig = field(default_factory=SiTConfig)
+    method: Method
+    objective: FlowConfig = field(default_factory=FlowConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: RunConfig = field(default_factory=RunConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    latents: LatentConfig = field(default_factory=LatentConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    sample: SampleConfig = field(default_factory=SampleConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+
+    def check(self) -> None:
+        """Raise `UserError` where sections contradict each other. Needs no data and no device."""
+        self.method.check(self.model, self.teacher_spec, self.train.batch)
+        check_precision(self.engine)
+        for boundary in self.method.boundaries():
+            if boundary >= self.train.images:
+                raise UserError(
+                    f"--train.images {self.train.images} ends before the warm-up does, at {boundary} images: train longer"
+                    " or set --method.warmup_images lower"
+                )
+
+    @property
+    def teacher_spec(self):
+        """The teacher's shape, None where the method needs none."""
+        return teacher_spec(self.teacher.name) if self.method.needs_teacher else None
+
+
+def config_from_dict(data: dict[str, Any]) -> TrainConfig:
+    """The inverse of `erw.settings.to_dict` for a `TrainConfig`."""
+
+    def method(entry: dict[str, Any]) -> Method:
+        name = entry.get("name")
+        if name not in METHODS:
+            raise UserError(f"method '{name}' is not known; {nearest(str(name), METHODS)}")
+        return from_dict(METHODS[name], entry)
+
+    return from_dict(TrainConfig, data, {Method: method})

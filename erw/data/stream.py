@@ -1,0 +1,83 @@
+"""The order of training images: one endless stream, a pure function of (seed, position), for any number of ranks.
+
+Position g of the stream is image ``permutation(seed, epoch)[g % N]`` of epoch ``g // N``. A global batch that starts at
+``images`` holds positions images .. images + batch - 1, however ranks and accumulation split it. So one integer, the
+images seen, places the data on resume.
+"""
+
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+
+from erw.types import Batch, TeacherSpec
+
+
+class Dataset(Protocol):
+    """A source of training images with random access."""
+
+    num_classes: int
+    channels: int  # of the latent, after the latent space has drawn it
+    size: int  # side of the latent
+    teacher: TeacherSpec | None  # of the cached features, None where there are none
+    teacher_flops: int  # the teacher's forward for one image; 0 without cached features
+
+    def __len__(self) -> int: ...
+
+    def fetch(self, rows: np.ndarray) -> dict[str, Tensor]:
+        """``latents``, ``labels`` and, where there are any, ``features`` and ``images`` of these rows, as in `Batch`."""
+        ...
+
+
+@lru_cache(maxsize=2)
+def permutation(seed: int, epoch: int, length: int) -> np.ndarray:
+    """Order of the images within an epoch."""
+    return np.random.default_rng([seed, epoch]).permutation(length)
+
+
+def rows_at(positions: np.ndarray, seed: int, length: int) -> np.ndarray:
+    """Dataset rows at stream ``positions``."""
+    epochs, offsets = np.divmod(positions, length)
+    rows = np.empty_like(positions)
+    for epoch in np.unique(epochs):
+        here = epochs == epoch
+        rows[here] = permutation(seed, int(epoch), length)[offsets[here]]
+    return rows
+
+
+class _Positions(TorchDataset):
+    """Looks micro-batches up by their stream positions, so that loader processes can do the reading."""
+
+    def __init__(self, dataset: Dataset, seed: int):
+        self.dataset, self.seed = dataset, seed
+
+    def __getitem__(self, positions: np.ndarray) -> Batch:
+        rows = rows_at(positions, self.seed, len(self.dataset))
+        return Batch(index=torch.from_numpy(positions), **self.dataset.fetch(rows))
+
+
+def micro_batches(start: int, batch: int, micro: int, rank: int, ranks: int) -> Iterator[np.ndarray]:
+    """Stream positions of each micro-batch of ``rank``, from image ``start`` on, for ever."""
+    while True:
+        for first in range(start + rank * micro, start + batch, ranks * micro):
+            yield np.arange(first, first + micro, dtype=np.int64)
+        start += batch
+
+
+def stream(dataset: Dataset, seed: int, start: int, batch: int, micro: int, rank: int, ranks: int, workers: int = 0,
+           pin: bool = False) -> Iterator[Batch]:  # fmt: skip
+    """Micro-batches of ``rank``, each of ``micro`` images, from image ``start`` on; ``batch`` / (ranks * micro) a step."""
+    loader = DataLoader(
+        _Positions(dataset, seed),
+        sampler=micro_batches(start, batch, micro, rank, ranks),
+        batch_size=None,
+        num_workers=workers,
+        pin_memory=pin,
+        persistent_workers=workers > 0,
+    )
+    return iter(loader)

@@ -1,0 +1,117 @@
+"""How a step is executed: precision, ZeRO stage, accumulation, recompute. One owner per fact: a DeepSpeed JSON file holds
+systems knobs only; learning rate, batch and precision are settings and are merged in here."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from erw.errors import UserError
+from erw.settings import setting
+
+BUILTIN = ("zero0", "zero1", "zero2", "zero3")
+
+# DeepSpeed keys that have another owner, and the option that owns them.
+_OWNED = {
+    "train_batch_size": "--train.batch",
+    "train_micro_batch_size_per_gpu": "--train.batch and --engine.accumulation",
+    "gradient_accumulation_steps": "--engine.accumulation",
+    "gradient_clipping": "--optim.clip",
+    "optimizer": "--optim.*",
+    "scheduler": "--optim.*",
+    "bf16": "--engine.precision",
+    "fp16": "--engine.precision",
+    "torch_autocast": "--engine.precision",
+    "activation_checkpointing": "--engine.recompute",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """Settings of the engine."""
+
+    ds_config: str = setting("zero1", "DeepSpeed JSON file, or zero0 .. zero3 for those that come with erw")
+    precision: Literal["fp32", "bf16", "autocast"] = setting(
+        "bf16", "fp32; bf16 weights with fp32 masters (ZeRO-1 and up); bf16 autocast over fp32 weights"
+    )
+    accumulation: int = setting(1, "micro-batches a rank computes for one step")
+    recompute: Literal["none", "selective", "full"] = setting(
+        "none", "activation checkpointing of blocks: keep all, keep matmul results, keep only inputs"
+    )
+    ops: Literal["reference"] = setting("reference", "implementation of the block's operations")
+
+    def __post_init__(self):
+        if self.accumulation < 1:
+            raise UserError(f"--engine.accumulation must be at least 1, not {self.accumulation}")
+
+
+def _find(name: str) -> Path:
+    if name in BUILTIN:
+        here = Path(__file__).resolve().parents[1]
+        for folder in (here / "ds_configs", here.parent / "ds_configs"):
+            if (folder / f"{name}.json").exists():
+                return folder / f"{name}.json"
+    return Path(name)
+
+
+def read_ds_config(name: str) -> dict[str, Any]:
+    """The DeepSpeed settings in file ``name``. Raises `UserError` for a bad file or a key that settings own."""
+    path = _find(name)
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except OSError:
+        raise UserError(f"--engine.ds_config '{name}' cannot be read; built in: {', '.join(BUILTIN)}") from None
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON: {error}") from None
+    if not isinstance(data, dict):
+        raise UserError(f"{path} must hold a JSON object")
+    for key in data:
+        if key in _OWNED or key in ("lr", "batch_size"):
+            raise UserError(f"{path}: '{key}' does not belong here; set {_OWNED.get(key, '--optim.lr or --train.batch')}")
+    return data
+
+
+def stage_of(ds_config: dict[str, Any]) -> int:
+    """The ZeRO stage that a DeepSpeed dict asks for."""
+    return int(ds_config.get("zero_optimization", {}).get("stage", 0))
+
+
+def check_precision(config: EngineConfig) -> None:
+    """Raise where precision and stage do not go together."""
+    if config.precision == "bf16" and stage_of(read_ds_config(config.ds_config)) == 0:
+        raise UserError(
+            f"--engine.precision bf16 needs ZeRO-1 or higher (free on one rank), not {config.ds_config}: choose"
+            " --engine.ds_config zero1, or --engine.precision autocast"
+        )
+
+
+def micro_batch(batch: int, accumulation: int, ranks: int) -> int:
+    """Images in one micro-batch of one rank. Raises `UserError` unless the global batch divides evenly."""
+    if batch % (ranks * accumulation):
+        raise UserError(
+            f"--train.batch {batch} is not divisible by {ranks} ranks x --engine.accumulation {accumulation}"
+        )
+    return batch // (ranks * accumulation)
+
+
+def deepspeed_dict(config: EngineConfig, batch: int, ranks: int, clip: float, top_stage: int) -> dict[str, Any]:
+    """The dict for ``deepspeed.initialize``: the file's knobs, and what settings own. The stage is at most ``top_stage``."""
+    merged = read_ds_config(config.ds_config)
+    zero = dict(merged.get("zero_optimization", {"stage": 0}))
+    if stage_of(merged) > top_stage:
+        zero = {key: value for key, value in zero.items() if not key.startswith("stage3") and key != "memory_efficient_linear"}
+        zero["stage"] = top_stage
+    return {
+        **merged,
+        "zero_optimization": zero,
+        "train_batch_size": batch,
+        "train_micro_batch_size_per_gpu": micro_batch(batch, config.accumulation, ranks),
+        "gradient_accumulation_steps": config.accumulation,
+        # Without ZeRO our optimizer sees whole gradients and clips on the device.
+        "gradient_clipping": clip if zero["stage"] else 0.0,
+        "bf16": {"enabled": config.precision == "bf16"},
+        "torch_autocast": {"enabled": config.precision == "autocast", "dtype": "bfloat16"},
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 1 << 40,
+    }

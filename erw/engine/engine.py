@@ -1,0 +1,103 @@
+"""One phase's model, optimizer and ZeRO state behind five verbs: forward, backward, step, state, release.
+
+An engine lives as long as its phase. ERW's warm-up gets one of its own, holding its own parameters only, never above
+ZeRO-2 (a stage-3 engine cannot be released within a process, and a warm-up is small); the hand-over reads the fp32
+masters, releases the engine and builds the next.
+"""
+
+import gc
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from erw.engine.config import EngineConfig, deepspeed_dict
+from erw.engine.ranks import Ranks
+from erw.optim import STATE_KEYS, WEIGHTS, AdamWEMA, OptimConfig, param_groups
+from erw.step import TrainStep, public_name
+
+State = dict[str, dict[str, Tensor]]
+
+
+class Engine:
+    """DeepSpeed around a `TrainStep`. Weights enter in fp32 and are the masters, unrounded, at every precision."""
+
+    def __init__(self, step: TrainStep, config: EngineConfig, optim: OptimConfig, batch: int, ranks: Ranks,
+                 top_stage: int = 3):  # fmt: skip
+        import deepspeed
+
+        from erw.engine.shards import shards_of
+
+        ds_dict = deepspeed_dict(config, batch, ranks.count, optim.clip, top_stage)
+        self.stage: int = ds_dict["zero_optimization"]["stage"]
+        self.accumulation, self.optim, self.ranks = config.accumulation, optim, ranks
+        masters = {name: p.detach().clone() for name, p in step.named_parameters()}
+        self.optimizer = AdamWEMA(
+            param_groups(step.parameters(), optim.weight_decay),
+            lr=optim.lr,
+            betas=optim.betas,
+            eps=optim.eps,
+            ema_decay=optim.ema_decay(batch),
+            max_norm=optim.clip if self.stage == 0 else None,
+        )
+        self._deepspeed, wrapped, _, _ = deepspeed.initialize(
+            model=step, optimizer=self.optimizer, config=ds_dict, dist_init_required=False
+        )
+        self.shards = shards_of(self.stage, wrapped, self.optimizer)
+        # DeepSpeed makes its fp32 masters from weights already rounded to bf16; give it the true ones.
+        for name, parameter in self.parameters().items():
+            self.shards.set(parameter, WEIGHTS, masters[name])
+        self.optimizer.init_state(self.shards.owned())
+        self.shards.link()
+
+    @property
+    def step_module(self) -> TrainStep:
+        """The wrapped module, with DeepSpeed's weights."""
+        return self._deepspeed.module
+
+    def parameters(self) -> dict[str, torch.nn.Parameter]:
+        """Parameters by their name within the `TrainStep`."""
+        return dict(self._deepspeed.module.named_parameters())
+
+    def __call__(self, *inputs: Any) -> dict[str, Tensor]:
+        """Forward of one micro-batch: the losses of `TrainStep`."""
+        return self._deepspeed(*inputs)
+
+    def backward(self, loss: Tensor) -> None:
+        """Accumulate gradients of one micro-batch (its share of the global batch's mean)."""
+        self._deepspeed.backward(loss)
+
+    def step(self, lr: float) -> None:
+        """After each `backward`; the optimizer moves once the last micro-batch of a step has been seen."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self._deepspeed.step()
+
+    def grad_norm(self) -> Tensor | float | None:
+        """Global gradient norm of the last step before clipping."""
+        return self.optimizer.grad_norm if self.stage == 0 else self._deepspeed.get_global_grad_norm()
+
+    def steps(self) -> int:
+        """Optimizer steps taken in this phase."""
+        return int(self.optimizer.state[self.shards.owned()[0]]["step"].item())
+
+    def read(self, key: str) -> dict[str, Tensor]:
+        """Full fp32 tensors on the CPU by public name; a collective. ``key``: weights, exp_avg, exp_avg_sq or ema."""
+        return {public_name(n): self.shards.get(p, key).float().cpu() for n, p in self.parameters().items()}
+
+    def load(self, state: State, steps: int) -> None:
+        """Take over full tensors, ``state[key][public name]``, and the step count. Names must match exactly."""
+        self.shards.link()
+        for key in (WEIGHTS, *STATE_KEYS):
+            for name, parameter in self.parameters().items():
+                self.shards.set(parameter, key, state[key][public_name(name)])
+        for tensor in self.shards.owned():
+            self.optimizer.state[tensor]["step"].fill_(steps)
+
+    def release(self) -> None:
+        """Free everything that this engine holds; it cannot be used afterwards."""
+        self._deepspeed.destroy()
+        self._deepspeed = self.shards = self.optimizer = None
+        gc.collect()
+        if self.ranks.device.type == "cuda":
+            torch.cuda.empty_cache()

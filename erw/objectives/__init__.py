@@ -1,0 +1,1 @@
+"""What the model learns to predict."""

@@ -1,0 +1,121 @@
+"""Runs by name. A preset is a function; its docstring says what to expect of it. Options override single settings."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from erw.align import Erw, Method, Plain, Repa
+from erw.config import RunConfig, TrainConfig
+from erw.data import DataConfig
+from erw.engine.config import EngineConfig
+from erw.errors import UserError
+from erw.evaluate import EvalConfig
+from erw.latents import LatentConfig
+from erw.models.sit import SiTConfig, sized
+from erw.optim import OptimConfig
+from erw.samplers import SampleConfig
+from erw.settings import nearest
+from erw.teachers import TeacherConfig
+
+PRESETS: dict[str, Callable[[], TrainConfig]] = {}
+
+
+def preset(name: str) -> TrainConfig:
+    """The settings called ``name``. Raises `UserError` for an unknown name."""
+    if name not in PRESETS:
+        raise UserError(f"preset '{name}' is not known; {nearest(name, PRESETS)}")
+    return PRESETS[name]()
+
+
+# ---- embedded digits: minutes on a CPU ------------------------------------------------------------------------------
+
+_DIGITS_MODEL = SiTConfig(depth=6, width=128, num_heads=4, patch_size=2, input_size=8, in_channels=1, num_classes=10)
+
+
+def _digits(name: str, method: Method, images: int, lr: float) -> TrainConfig:
+    return TrainConfig(
+        model=_DIGITS_MODEL,
+        method=method,
+        optim=OptimConfig(lr=lr, ema_half_life=10_000),
+        train=RunConfig(images=images, batch=128, out=f"runs/{name}", save_every=0, log_every=1280, tensorboard=True),
+        data=DataConfig(name="digits"),
+        teacher=TeacherConfig(name="digits-contrastive" if method.needs_teacher else "none"),
+        engine=EngineConfig(ds_config="zero0", precision="fp32"),
+        sample=SampleConfig(sampler="ode", steps=25),
+        eval=EvalConfig(name="digits", every=0, count=1000),
+    )
+
+
+def digits_sit() -> TrainConfig:
+    """SiT on the digits, no alignment."""
+    return _digits("digits-sit", Plain(), images=64_000, lr=1e-3)
+
+
+def digits_repa() -> TrainConfig:
+    """REPA on the digits."""
+    return _digits("digits-repa", Repa(depth=2, projector_width=256), images=64_000, lr=1e-3)
+
+
+def digits_erw() -> TrainConfig:
+    """ERW on the digits."""
+    method = Erw(depth=2, warmup_images=12_800, projection_depth=3, projector_width=256)
+    return _digits("digits-erw", method, images=64_000, lr=1e-3)
+
+
+PRESETS |= {"digits-sit": digits_sit, "digits-repa": digits_repa, "digits-erw": digits_erw}
+
+
+# ---- ImageNet 256x256, SD-VAE latents: the papers' settings -----------------------------------------------------------
+
+
+def _in256(name: str, size: str, method: Method, rope: bool = False) -> TrainConfig:
+    return TrainConfig(
+        model=sized(size, rope=rope),
+        method=method,
+        train=RunConfig(out=f"runs/{name}"),
+        data=DataConfig(name="arrays", path="data/imagenet256", workers=4),
+        latents=LatentConfig(kind="vae"),
+        teacher=TeacherConfig(name="dinov2-b" if method.needs_teacher else "none"),
+        engine=EngineConfig(ds_config="zero2"),
+    )
+
+
+# Blocks: (REPA's depth, ERW's warm-up depth, ERW's projection depth).
+# REPA: its repository's depths. ERW: XL is the paper's Table 3 (third version), B its Table 5, L and S scaled from these.
+_DEPTHS = {"s2": (4, 8, 8), "b2": (4, 8, 8), "l2": (8, 4, 15), "xl2": (8, 5, 18)}
+
+
+def _imagenet(size: str) -> None:
+    depth, warm, projection = _DEPTHS[size]
+    published = f"{size[:-1].upper()}/2"
+
+    def sit() -> TrainConfig:
+        return _in256(f"in256-sit-{size}", published, Plain())
+
+    def repa() -> TrainConfig:
+        return _in256(f"in256-repa-{size}", published, Repa(depth=depth))
+
+    def erw() -> TrainConfig:
+        return _in256(f"in256-erw-{size}", published, Erw(depth=warm, projection_depth=projection), rope=True)
+
+    sit.__doc__ = f"""SiT-{published} as published (SiT, Table 1): batch 256, lr 1e-4, 400K steps."""
+    repa.__doc__ = f"""SiT-{published} with REPA: DINOv2-B, block {depth}, lambda 0.5 (REPA, Sec. 4)."""
+    erw.__doc__ = f"""SiT-{published} with ERW v3: 100K warm-up steps of {warm} blocks, projection at {projection}, RoPE."""
+    for name, function in (("sit", sit), ("repa", repa), ("erw", erw)):
+        PRESETS[f"in256-{name}-{size}"] = function
+
+
+for _size in _DEPTHS:
+    _imagenet(_size)
+
+
+def in256_erw_xl2_released() -> TrainConfig:
+    """ERW as its released code is set (the paper's first version): depth 4, projection 14, 6 * 2^(-k / 50K steps).
+
+    Not expected to be better; it is here for comparison with that code's settings.
+    """
+    base = PRESETS["in256-erw-xl2"]()
+    method = Erw(depth=4, projection_depth=14, coefficient=6.0, half_life_images=50_000 * 256)
+    return replace(base, method=method, train=replace(base.train, out="runs/in256-erw-xl2-released"))
+
+
+PRESETS["in256-erw-xl2-released"] = in256_erw_xl2_released

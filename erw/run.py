@@ -1,0 +1,164 @@
+"""One run's folder and its progress: where it stands, what was saved, what was spent.
+
+    runs/NAME/config.json         the resolved settings
+              metrics.jsonl       one line a report; tensorboard/ holds the same
+              evals.jsonl         one line an evaluation
+              accounts.json       images, seconds, FLOPs, device-hours by phase; evaluation, saving, teacher apart
+              checkpoints/        see erw.checkpoint
+"""
+
+import json
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from erw import checkpoint
+from erw.build import public_buffers
+from erw.config import TrainConfig
+from erw.engine.engine import Engine
+from erw.engine.ranks import Ranks
+from erw.errors import UserError
+from erw.settings import to_dict
+from erw.telemetry import Accounts, Telemetry
+from erw.types import Phase
+
+
+class Run:
+    """Progress of a run. ``images`` is the one integer that everything else follows from."""
+
+    def __init__(self, config: TrainConfig, ranks: Ranks):
+        self.config, self.ranks = config, ranks
+        self.folder = Path(config.train.out)
+        self.checkpoints = self.folder / "checkpoints"
+        self.images, self.carried = 0, None
+        self._resumed, self._meta = self._find_checkpoint(), None
+        if self._resumed is not None:
+            self._meta = checkpoint.read_meta(self._resumed)
+            checkpoint.check_same_run(self._meta, to_dict(config), self._resumed)
+            self.images = self._meta.images
+        self.accounts = Accounts(ranks.count, self._meta.accounts if self._meta else None)
+        # A checkpoint written at a hand-over still holds the phase that ended.
+        self.phase: Phase = config.method.phase(max(self.images - 1, 0) if self._meta else 0)
+        self._before = self.images
+        self.evaluated = -1  # image of the last evaluation
+        self.phase_start = self._start_of(self.images - 1)
+        ranks.barrier()
+        if ranks.first:
+            self._open_folder()
+        self.telemetry = Telemetry(
+            self.folder, config.train.images, self.images, ranks.first, config.train.tensorboard
+        )
+        if self._resumed is not None:
+            self.telemetry.say(f"resumed {self._resumed} at image {self.images:,}, phase {self.phase.name}")
+
+    def _find_checkpoint(self) -> Path | None:
+        wish = self.config.train.resume
+        existing = checkpoint.found(self.checkpoints)
+        if wish == "none":
+            if existing:
+                raise UserError(
+                    f"--train.out {self.folder} already holds a run: --resume auto goes on with it, another --out"
+                    " starts a new one"
+                )
+            return None
+        if wish == "auto":
+            return existing[-1] if existing else None
+        return checkpoint.locate(Path(wish))
+
+    def _open_folder(self) -> None:
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(to_dict(self.config), indent=1)
+        (self.folder / "config.json").write_text(text + "\n", encoding="utf-8")
+        for name in ("metrics.jsonl", "evals.jsonl"):
+            _keep_rows(self.folder / name, self.images)
+
+    def _start_of(self, images: int) -> int:
+        return max([b for b in self.config.method.boundaries() if b <= images], default=0)
+
+    def restore(self, engine: Engine) -> None:
+        """Put the checkpoint's tensors, if the run was resumed, into ``engine``."""
+        if self._resumed is None:
+            return
+        state = {key: checkpoint.read_tensors(self._resumed, key) for key in checkpoint.KEYS}
+        names = {n for n in state["exp_avg"]}
+        for key in state:
+            state[key] = {n: t for n, t in state[key].items() if n in names}
+        engine.load(state, self._meta.steps)
+
+    def advance(self, phase: Phase, images: int, flops: float, losses: dict[str, Tensor], engine: Engine) -> None:
+        """Count a step of ``images`` images and report it where a report is due."""
+        self._before, self.images = self.images, self.images + images
+        self.accounts.book_step(phase.name, images, flops)
+        self.telemetry.advance(images, phase.name)
+        if self.due(self.config.train.log_every):
+            entry = self.accounts.phases[phase.name]
+            values: dict[str, Any] = {k: v.detach() if isinstance(v, Tensor) else v for k, v in losses.items()}
+            values |= {"grad_norm": engine.grad_norm(), "coefficient": phase.coefficient, "phase": phase.name}
+            values |= {"lr": self.config.optim.lr_at(self._before - self.phase_start)}
+            values |= {"images_per_second": entry["images"] / max(entry["seconds"], 1e-9)}
+            values |= {"seconds": self.accounts.total("seconds"), "flops": self.accounts.total("flops")}
+            self.telemetry.log(self.images, {k: v for k, v in values.items() if v is not None})
+
+    def due(self, every: int) -> bool:
+        """Whether the last step passed a multiple of ``every`` images (0: never)."""
+        return bool(every) and self.images // every > self._before // every
+
+    def save(self, engine: Engine) -> None:
+        """Write a checkpoint; every rank calls this."""
+        with self.accounts.apart("saving"):
+            meta = checkpoint.Meta(
+                images=self.images,
+                phase=engine.step_module.phase.name,
+                steps=engine.steps(),
+                config=to_dict(self.config),
+                accounts=self.accounts.state(),
+            )
+            buffers = public_buffers(engine.step_module)
+            path = checkpoint.save(self.checkpoints, meta, engine.read, buffers, keep=self.config.train.keep,
+                                   writes=self.ranks.first)  # fmt: skip
+            self.ranks.barrier()
+        self.telemetry.say(f"saved {path}")
+
+    def begin_phase(self, phase: Phase, carried: dict[str, Tensor]) -> None:
+        """Note a hand-over: ``carried`` weights go on, optimizer and EMA start anew."""
+        self.phase_start = self.images
+        self.telemetry.say(
+            f"hand-over at image {self.images:,}: {len(carried)} weights carried from {self.phase.name} to {phase.name};"
+            " optimizer and EMA start anew"
+        )
+        self.telemetry.log(self.images, {"hand_over": phase.name, "carried": len(carried)})
+        self.phase = phase
+
+    def finish(self, engine: Engine) -> None:
+        """The last checkpoint and the accounts."""
+        if not (self.checkpoints / f"{self.images:012d}").exists():
+            self.save(engine)
+        if self.ranks.first:
+            self.write_accounts()
+        self.telemetry.close()
+
+    def write_accounts(self) -> None:
+        """accounts.json: what was spent, and on what."""
+        hours = self.accounts.total("device_seconds") / 3600
+        device = self.ranks.device
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu"
+        data = {"images": self.images, "device_hours": hours, "devices": self.ranks.count, "device": name}
+        text = json.dumps({**data, **self.accounts.state()}, indent=1)
+        (self.folder / "accounts.json").write_text(text + "\n", encoding="utf-8")
+
+
+def _keep_rows(file: Path, images: int) -> None:
+    """Drop rows later than ``images``: a killed run wrote them, and the resumed one writes them again."""
+    if file.exists():
+        rows = [row for row in file.read_text(encoding="utf-8").splitlines() if _images_of(row) <= images]
+        file.write_text("".join(row + "\n" for row in rows), encoding="utf-8")
+
+
+def _images_of(row: str) -> float:
+    try:
+        return json.loads(row)["images"]
+    except ValueError:  # the last line of a killed run may be cut short
+        return float("inf")

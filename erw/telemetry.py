@@ -1,0 +1,114 @@
+"""What a run says: progress bar, metrics.jsonl, TensorBoard; and what it costs: images, seconds and FLOPs by account."""
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from tqdm import tqdm
+
+
+class Accounts:
+    """Images, seconds, FLOPs and device-seconds of each phase; seconds of everything else, kept apart.
+
+    Saved with every checkpoint, so that a resumed run goes on counting.
+    """
+
+    def __init__(self, devices: int, saved: dict[str, Any] | None = None):
+        saved = saved or {}
+        self.devices = devices
+        self.phases: dict[str, dict[str, float]] = saved.get("phases", {})
+        self.other: dict[str, float] = saved.get("other", {})
+        self._mark = time.perf_counter()
+
+    def restart_clock(self) -> None:
+        """Forget the time since the last booking (set-up before the loop)."""
+        self._mark = time.perf_counter()
+
+    def book_step(self, phase: str, images: int, flops: float) -> None:
+        """Book the time since the last booking, ``images`` and ``flops`` to a phase."""
+        now = time.perf_counter()
+        entry = self.phases.setdefault(phase, {"images": 0, "seconds": 0.0, "flops": 0.0, "device_seconds": 0.0})
+        entry["images"] += images
+        entry["seconds"] += now - self._mark
+        entry["device_seconds"] += (now - self._mark) * self.devices
+        entry["flops"] += flops
+        self._mark = now
+
+    @contextmanager
+    def apart(self, account: str) -> Iterator[None]:
+        """Book the time inside to ``account`` (evaluation, saving, teacher ...), not to training."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            spent = time.perf_counter() - start
+            self.other[account] = self.other.get(account, 0.0) + spent
+            self._mark += spent
+
+    def total(self, what: str) -> float:
+        """Sum over phases of ``images``, ``seconds``, ``flops`` or ``device_seconds``."""
+        return sum(entry[what] for entry in self.phases.values())
+
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint, and for accounts.json."""
+        return {"phases": self.phases, "other": self.other}
+
+
+class Telemetry:
+    """Reports of one run, from the first rank only. Device values are read one report late, so the loop never waits."""
+
+    def __init__(self, folder: Path, total_images: int, start: int, speaks: bool, tensorboard: bool):
+        self.speaks = speaks
+        self._pending: list[tuple[int, dict[str, Any]]] = []
+        if not speaks:
+            return
+        self._file = (folder / "metrics.jsonl").open("a", encoding="utf-8")
+        self._board = None
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(folder / "tensorboard", purge_step=start)
+        self._bar = tqdm(total=total_images, initial=start, unit="img", unit_scale=True, dynamic_ncols=True, mininterval=0.5)
+
+    def advance(self, images: int, phase: str) -> None:
+        """Move the bar."""
+        if self.speaks:
+            self._bar.set_description(phase, refresh=False)
+            self._bar.update(images)
+
+    def log(self, images: int, values: dict[str, Any]) -> None:
+        """Queue ``values`` (numbers or 0-d tensors) for image ``images`` and write what was queued before."""
+        if self.speaks:
+            self.flush()
+            self._pending.append((images, values))
+
+    def flush(self) -> None:
+        """Write everything queued."""
+        for images, values in self._pending:
+            row = {k: float(v) if isinstance(v, Tensor) else v for k, v in values.items()}
+            self._file.write(json.dumps({"images": images, **row}) + "\n")
+            self._file.flush()
+            self._bar.set_postfix({k: f"{row[k]:.4g}" for k in ("loss", "align") if k in row}, refresh=False)
+            if self._board:
+                for key, value in row.items():
+                    if isinstance(value, (int, float)):
+                        self._board.add_scalar(key, value, images)
+        self._pending.clear()
+
+    def say(self, text: str) -> None:
+        """One line above the bar."""
+        if self.speaks:
+            self._bar.write(text)
+
+    def close(self) -> None:
+        """Write what is queued and end the bar."""
+        if self.speaks:
+            self.flush()
+            self._bar.close()
+            self._file.close()
+            if self._board:
+                self._board.close()

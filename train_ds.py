@@ -1,0 +1,110 @@
+"""Train a diffusion transformer: python|torchrun|deepspeed train_ds.py PRESET [--section.field VALUE ...]
+
+    python train_ds.py digits-erw
+    torchrun --nproc-per-node 8 train_ds.py in256-erw-xl2 --data.path /data/imagenet256
+    python train_ds.py in256-repa-b2 --dry-run
+"""
+
+import sys
+
+import erw  # noqa: F401  (first: it drops this folder from sys.path, where kernels/ would hide another package)
+from erw.build import build_step, check_data
+from erw.config import TrainConfig
+from erw.data import open_dataset
+from erw.data.stream import stream
+from erw.engine.config import micro_batch
+from erw.engine.engine import Engine
+from erw.engine.ranks import start_ranks, stop_ranks
+from erw.errors import exits_cleanly
+from erw.evaluate.running import RunningEvaluation
+from erw.latents import latent_space
+from erw.objectives.flow import draw
+from erw.options import parse
+from erw.plan import Costs, plan_text
+from erw.run import Run
+from erw.teachers.features import FeatureSource
+
+
+def train(config: TrainConfig) -> None:
+    """One run, from its first image or from a checkpoint to its last, on every rank."""
+    config.check()
+    ranks = start_ranks()
+    micro = micro_batch(config.train.batch, config.engine.accumulation, ranks.count)
+    run = Run(config, ranks)
+
+    dataset, space = open_dataset(config.data), latent_space(config.latents)
+    check_data(config, dataset, space)
+    features = FeatureSource(config.teacher, dataset, ranks.device)
+    with run.accounts.apart("teacher"):
+        features.prepare()
+    costs = Costs(config, features)
+    evaluation = RunningEvaluation(config, ranks)
+
+    method, batch_size, seed = config.method, config.train.batch, config.train.seed
+    phase = run.phase
+    engine = build_engine(config, phase, ranks, run.carried)
+    run.restore(engine)
+    batches = stream(
+        dataset, seed, run.images, batch_size, micro, ranks.rank, ranks.count,
+        workers=config.data.workers, pin=ranks.device.type == "cuda",
+    )  # fmt: skip
+
+    run.accounts.restart_clock()
+    while run.images < config.train.images:
+        upcoming = method.phase(run.images)
+        if upcoming.name != phase.name:
+            engine = hand_over(config, run, engine, upcoming)
+        phase = engine.step_module.phase = upcoming
+
+        for _ in range(config.engine.accumulation):
+            batch = next(batches).to(ranks.device)
+            latents = space.draw(batch.latents, seed, batch.index)
+            inputs = draw(config.objective, phase, seed, latents, batch.labels, batch.index, config.model.num_classes)
+            target = features(batch) if phase.aligns else None
+            losses = engine(inputs.x, inputs.t, inputs.y, inputs.target, target)
+            engine.backward(losses["loss"])
+            engine.step(config.optim.lr_at(run.images - run.phase_start))
+
+        run.advance(phase, batch_size, batch_size * costs.per_image(phase), losses, engine)
+        if run.due(config.eval.every) and phase.denoise:
+            evaluation.evaluate(run, engine)
+        if run.due(config.train.save_every):
+            run.save(engine)
+
+    if phase.denoise:
+        evaluation.evaluate(run, engine)
+    run.finish(engine)
+    engine.release()
+
+
+def build_engine(config: TrainConfig, phase, ranks, carried) -> Engine:
+    """The engine of one phase. A phase that holds only a prefix of the model stays at ZeRO-2 or below."""
+    top_stage = 3 if phase.depth is None else 2
+    return Engine(build_step(config, phase, carried), config.engine, config.optim, config.train.batch, ranks, top_stage)
+
+
+def hand_over(config: TrainConfig, run: Run, engine: Engine, upcoming) -> Engine:
+    """End a phase: checkpoint it, release its engine, start the next from its fp32 weights with fresh optimizer and EMA."""
+    run.save(engine)
+    weights = engine.read("weights")
+    engine.release()
+    run.begin_phase(upcoming, weights)
+    return build_engine(config, upcoming, run.ranks, weights)
+
+
+@exits_cleanly
+def main(arguments: list[str] | None = None) -> None:
+    """Parse the command line, then print the plan or train."""
+    config, dry_run = parse(sys.argv[1:] if arguments is None else arguments)
+    if dry_run:
+        config.check()
+        print(plan_text(config))
+        return
+    try:
+        train(config)
+    finally:
+        stop_ranks()
+
+
+if __name__ == "__main__":
+    main()
