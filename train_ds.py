@@ -1,8 +1,8 @@
 """Train a diffusion transformer: python|torchrun|deepspeed train_ds.py PRESET [--section.field VALUE ...]
 
-    python train_ds.py digits-erw
-    torchrun --nproc-per-node 8 train_ds.py in256-erw-xl2 --data.path /data/imagenet256
-    python train_ds.py in256-repa-b2 --dry-run
+python train_ds.py digits-erw
+torchrun --nproc-per-node 8 train_ds.py in256-erw-xl2 --data.path /data/imagenet256
+python train_ds.py in256-repa-b2 --dry-run
 """
 
 import sys

@@ -25,7 +25,12 @@ def usage(config: TrainConfig | None, name: str = "PRESET") -> str:
         lines += ["presets:"] + [f"  {n:<26} {(f.__doc__ or '').strip().splitlines()[0]}" for n, f in PRESETS.items()]
         lines += ["", "train_ds.py PRESET --help lists the options with that preset's values."]
     else:
-        lines += [(PRESETS[name].__doc__ or "").strip(), "", "options and their values in this preset:", help_text(config)]
+        lines += [
+            (PRESETS[name].__doc__ or "").strip(),
+            "",
+            "options and their values in this preset:",
+            help_text(config),
+        ]
         lines += ["", "short forms: " + ", ".join(f"{a} ({b})" for a, b in ALIASES.items())]
         lines += ["--dry-run prints the resolved plan and trains nothing."]
     return "\n".join(lines)

@@ -55,7 +55,10 @@ def plan_text(config: TrainConfig, ranks: int = 1) -> str:
     costs = Costs(config)
     stage = stage_of(read_ds_config(config.engine.ds_config))
     lines = ["settings:"] + [f"  {name} = {value}" for name, _, _, value in leaves(config)]
-    lines += ["", f"model: {config.model.tokens} tokens, forward {forward_flops(config.model) / 1e9:.4g} GFLOP an image"]
+    lines += [
+        "",
+        f"model: {config.model.tokens} tokens, forward {forward_flops(config.model) / 1e9:.4g} GFLOP an image",
+    ]
     lines += [f"ranks {ranks}: micro-batch {micro_batch(config.train.batch, config.engine.accumulation, ranks)}"
               f" x accumulation {config.engine.accumulation}"]  # fmt: skip
     total = 0.0

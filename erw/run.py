@@ -1,10 +1,10 @@
 """One run's folder and its progress: where it stands, what was saved, what was spent.
 
-    runs/NAME/config.json         the resolved settings
-              metrics.jsonl       one line a report; tensorboard/ holds the same
-              evals.jsonl         one line an evaluation
-              accounts.json       images, seconds, FLOPs, device-hours by phase; evaluation, saving, teacher apart
-              checkpoints/        see erw.checkpoint
+runs/NAME/config.json         the resolved settings
+          metrics.jsonl       one line a report; tensorboard/ holds the same
+          evals.jsonl         one line an evaluation
+          accounts.json       images, seconds, FLOPs, device-hours by phase; evaluation, saving, teacher apart
+          checkpoints/        see erw.checkpoint
 """
 
 import json
@@ -48,9 +48,7 @@ class Run:
         ranks.barrier()
         if ranks.first:
             self._open_folder()
-        self.telemetry = Telemetry(
-            self.folder, config.train.images, self.images, ranks.first, config.train.tensorboard
-        )
+        self.telemetry = Telemetry(self.folder, config.train.images, self.images, ranks.first, config.train.tensorboard)
         if self._resumed is not None:
             self.telemetry.say(f"resumed {self._resumed} at image {self.images:,}, phase {self.phase.name}")
 

@@ -7,9 +7,7 @@ from erw.models.sit import init_linear
 
 def build_projector(width: int, hidden: int, out: int) -> nn.Sequential:
     """REPA's three-layer SiLU MLP (REPA, Sec. 3.1): (B, T, width) to (B, T, out). Children 0, 2 and 4 are the Linears."""
-    projector = nn.Sequential(
-        nn.Linear(width, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, out)
-    )
+    projector = nn.Sequential(nn.Linear(width, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, out))
     projector.apply(init_linear)
     return projector
 

@@ -28,7 +28,8 @@ class ArrayDataset:
             raise UserError(f"--data.path '{path}' is not a folder: name one that holds manifest.json and latents.npy")
         manifest = self._manifest()
         self.num_classes = int(manifest["num_classes"])
-        self.latents, self.labels = self._open("latents.npy", 4), self._open("labels.npy", 1)
+        self.latents = self._open("latents.npy", 4)
+        self.labels = self._open("labels.npy", 1, rows=len(self.latents))
         self.channels, self.size = self.latents.shape[1], self.latents.shape[2]
         if self.latents.shape[2] != self.latents.shape[3]:
             raise UserError(f"{self.path}/latents.npy is not square: {self.latents.shape}")
@@ -53,7 +54,7 @@ class ArrayDataset:
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{file} is not a manifest with num_classes: {error!r}") from None
 
-    def _open(self, name: str, dims: int) -> np.ndarray:
+    def _open(self, name: str, dims: int, rows: int | None = None) -> np.ndarray:
         file = self.path / name
         try:
             array = np.load(file, mmap_mode="r")
@@ -61,8 +62,8 @@ class ArrayDataset:
             raise UserError(f"{file} cannot be read: {error}") from None
         if array.ndim != dims or len(array) == 0:
             raise UserError(f"{file} must have {dims} dimensions and at least one row, not shape {array.shape}")
-        if hasattr(self, "latents") and len(array) != len(self.latents):
-            raise UserError(f"{file} has {len(array)} rows, latents.npy has {len(self.latents)}")
+        if rows is not None and len(array) != rows:
+            raise UserError(f"{file} has {len(array)} rows, latents.npy has {rows}")
         return array
 
     def _open_features(self, entry: dict) -> None:
@@ -71,7 +72,7 @@ class ArrayDataset:
             self.teacher_flops = int(entry["flops_per_image"])
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{self.path}/manifest.json: teacher lacks or garbles {error}") from None
-        self.features = self._open("features.npy", 3)
+        self.features = self._open("features.npy", 3, rows=len(self.latents))
         if self.features.shape[1:] != (self.teacher.grid**2, self.teacher.width):
             raise UserError(
                 f"{self.path}/features.npy holds {self.features.shape[1:]} an image, the manifest's teacher"

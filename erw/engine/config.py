@@ -88,9 +88,7 @@ def check_precision(config: EngineConfig) -> None:
 def micro_batch(batch: int, accumulation: int, ranks: int) -> int:
     """Images in one micro-batch of one rank. Raises `UserError` unless the global batch divides evenly."""
     if batch % (ranks * accumulation):
-        raise UserError(
-            f"--train.batch {batch} is not divisible by {ranks} ranks x --engine.accumulation {accumulation}"
-        )
+        raise UserError(f"--train.batch {batch} is not divisible by {ranks} ranks x --engine.accumulation {accumulation}")
     return batch // (ranks * accumulation)
 
 

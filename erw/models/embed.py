@@ -73,7 +73,7 @@ def sincos_table(grid: int, width: int) -> Tensor:
     """(1, grid^2, width) fp32 fixed 2D sine-cosine positions (MAE's): columns in the first half, rows in the second."""
     rows, columns = np.divmod(np.arange(grid * grid, dtype=np.float64), grid)
     table = np.concatenate([_sincos_1d(columns, width // 2), _sincos_1d(rows, width // 2)], axis=1)
-    return torch.from_numpy(table).float().unsqueeze(0)
+    return torch.tensor(table, dtype=torch.float32).unsqueeze(0)
 
 
 def rope_table(grid: int, head_width: int, theta: float = 10000.0) -> Tensor:

@@ -1,0 +1,55 @@
+# Two commands for a newcomer: `make demo` and `make test`. Both make their own virtual environment first.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed-$(shell cksum < requirements.lock | cut -d' ' -f1)
+
+# Threads that spin while they wait make a busy machine ten times slower.
+export OMP_WAIT_POLICY ?= PASSIVE
+
+.PHONY: help demo test test-fast lint format lock clean
+help:
+	@echo "make demo       train SiT, REPA and ERW on embedded digits at equal FLOPs; pictures in runs/demo"
+	@echo "make test       all tests, fast ones first"
+	@echo "make test-fast  the fast ones alone"
+	@echo "make lint       ruff, as in pre-commit"
+	@echo "make lock       write requirements.lock anew from requirements.in"
+	@echo "make clean      remove the environment and caches; runs/ stays"
+
+$(STAMP): requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+		{ echo "erw: $(PYTHON) is missing or older than Python 3.11: install it, or name one with PYTHON=..." >&2; exit 2; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || \
+		{ echo "erw: $(PYTHON) has no venv: install it (Debian: apt-get install python3-venv)" >&2; exit 2; }
+	@echo "installing pinned packages into $(VENV) (about three minutes and 6 GB, once)"
+	@rm -rf $(VENV) && $(PYTHON) -m venv $(VENV)
+	@DS_BUILD_OPS=0 $(BIN)/pip install --quiet --no-compile --disable-pip-version-check -r requirements.lock
+	@$(BIN)/pip install --quiet --no-deps --no-build-isolation --disable-pip-version-check -e .
+	@touch $@
+
+demo: $(STAMP)
+	@$(BIN)/python -m erw.bench.demo --out runs/demo
+
+test: $(STAMP)
+	@$(BIN)/python -m pytest -m "not slow" -q
+	@$(BIN)/python -m pytest -m slow -q
+
+test-fast: $(STAMP)
+	@$(BIN)/python -m pytest -m "not slow" -q
+
+lint: $(STAMP)
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+format: $(STAMP)
+	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+
+lock:
+	@rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock
+	@DS_BUILD_OPS=0 .venv-lock/bin/pip install --quiet -r requirements.in
+	@{ echo "# Written by 'make lock' from requirements.in: Linux x86-64, Python 3.11 and up."; \
+		.venv-lock/bin/pip freeze; } > requirements.lock
+	@rm -rf .venv-lock
+
+clean:
+	rm -rf $(VENV) .venv-lock build *.egg-info .pytest_cache .ruff_cache .mypy_cache

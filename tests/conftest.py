@@ -1,0 +1,44 @@
+"""Shared fixtures. Tests run on a CPU; those that need a GPU say so and are skipped there, visibly."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# Before anything imports triton: on a CPU its interpreter runs the kernels.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+def pytest_collection_modifyitems(items):
+    """Skip GPU tests where there is none, and run the fast ones first."""
+    for item in items:
+        if "gpu" in item.keywords and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+    items.sort(key=lambda item: "slow" in item.keywords)
+
+
+@pytest.fixture(scope="session")
+def run_erw():
+    """Run ``train_ds.py`` (or another program) as a user does; returns the finished process."""
+
+    def run(*arguments: str, ranks: int = 1, env: dict[str, str] | None = None, program: str = "train_ds.py",
+            timeout: int = 300) -> subprocess.CompletedProcess:  # fmt: skip
+        command = [sys.executable]
+        if ranks > 1:
+            with socket.socket() as probe:
+                probe.bind(("127.0.0.1", 0))
+                port = probe.getsockname()[1]
+            command += ["-m", "torch.distributed.run", "--nproc-per-node", str(ranks), "--master-port", str(port)]
+        command += program.split() if program.startswith("-m") else [str(ROOT / program)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1" if ranks > 1 else "2", **(env or {})}
+        return subprocess.run([*command, *map(str, arguments)], capture_output=True, text=True, timeout=timeout,
+                              env=environment, cwd=ROOT)  # fmt: skip
+
+    return run

@@ -1,0 +1,20 @@
+"""Fixtures of the end-to-end tests: real runs through DeepSpeed, on two gloo ranks."""
+
+import json
+
+import pytest
+
+from erw.settings import to_dict
+
+
+@pytest.fixture(scope="session")
+def run_jobs(run_erw, tmp_path_factory):
+    """Train a list of settings on ``ranks`` ranks in one process group."""
+
+    def run(jobs: list, ranks: int = 2) -> None:
+        file = tmp_path_factory.mktemp("jobs") / "jobs.json"
+        file.write_text(json.dumps([to_dict(job) for job in jobs]))
+        done = run_erw(str(file), ranks=ranks, program="tests/support/ranks.py", timeout=580)
+        assert done.returncode == 0, done.stderr[-4000:]
+
+    return run

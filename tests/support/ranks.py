@@ -1,0 +1,20 @@
+"""Several training runs in one process group: starting ranks costs more than these runs do.
+
+    torchrun --nproc-per-node 2 tests/support/ranks.py JOBS.json
+
+JOBS.json holds a list of settings (see `erw.settings.to_dict`), trained one after the other.
+"""
+
+import json
+import sys
+
+import erw  # noqa: F401
+from erw.config import config_from_dict
+from train_ds import stop_ranks, train
+
+if __name__ == "__main__":
+    with open(sys.argv[1], encoding="utf-8") as file:
+        jobs = json.load(file)
+    for job in jobs:
+        train(config_from_dict(job))
+    stop_ranks()
