@@ -36,9 +36,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get("ERW_CACHE") or "~/.cache/erw").expanduser()
 
 
-def cached_weights(
-    name: str, fingerprint: dict[str, Any], build: Callable[[], tuple[Weights, Facts]]
-) -> tuple[Weights, Facts]:
+def cached_weights(name: str, fingerprint: dict[str, Any], build: Callable[[], tuple[Weights, Facts]]) -> tuple[Weights, Facts]:
     """Tensors (on the CPU) and facts about them (JSON values) that ``build`` returned, now or in an earlier process.
 
     ``fingerprint`` (JSON values) must hold all that decides the weights but torch's version, which is added here. Of
@@ -49,12 +47,8 @@ def cached_weights(
     path = cache_folder() / f"{name}-{key[:16]}.safetensors"
     with contextlib.suppress(FileNotFoundError, _Damaged):
         return _read(path, key)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(path):
-            return _read_or_build(name, path, key, build)
-    except OSError as error:
-        raise UserError(f"cache {path.parent}: {error.strerror}: set ERW_CACHE to a folder that can be written") from None
+    with _locked(path):
+        return _read_or_build(name, path, key, build)
 
 
 def source_digest(*files: str) -> str:
@@ -67,7 +61,7 @@ def reproducible(seed: int) -> Iterator[None]:
     """Make training inside depend on ``seed`` alone, not on the caller's modes, and leave the caller's state as it was.
 
     One thread, because the number of threads changes the order of sums, torchrun sets another number than a shell, and
-    networks this small gain little from a second.
+    a second one gains little on networks this small and loses much where cores are shared.
     """
     threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
     torch.set_num_threads(1)
@@ -98,16 +92,20 @@ def _digest(weights: Weights) -> str:
     total = hashlib.sha256()
     for name, tensor in sorted(weights.items()):
         total.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        total.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        total.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
     return total.hexdigest()
 
 
 def _read(path: Path, key: str) -> tuple[Weights, Facts]:
-    """Raises FileNotFoundError or `_Damaged`."""
+    """Raises FileNotFoundError, `_Damaged`, or `UserError` where the system does not let us look."""
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             metadata = file.metadata() or {}
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise _unusable(path.parent, error) from None
     except SafetensorError as error:
         raise _Damaged(f"not a whole safetensors file ({error})") from None
     if metadata.get("key") != key:
@@ -117,9 +115,7 @@ def _read(path: Path, key: str) -> tuple[Weights, Facts]:
     return weights, json.loads(metadata["facts"])
 
 
-def _read_or_build(
-    name: str, path: Path, key: str, build: Callable[[], tuple[Weights, Facts]]
-) -> tuple[Weights, Facts]:
+def _read_or_build(name: str, path: Path, key: str, build: Callable[[], tuple[Weights, Facts]]) -> tuple[Weights, Facts]:
     """What is at ``path`` by now, or else what ``build`` gives; the caller holds the lock."""
     try:
         return _read(path, key)
@@ -133,18 +129,31 @@ def _read_or_build(
 
 def _write(path: Path, key: str, weights: Weights, facts: Facts) -> None:
     """Whole or not at all: readers do not take the lock."""
+    weights = {name: tensor.contiguous() for name, tensor in weights.items()}
     metadata = {"key": key, "digest": _digest(weights), "facts": json.dumps(facts)}
     unfinished = path.with_suffix(".tmp")
-    with open(unfinished, "wb") as file:
-        file.write(save(weights, metadata))
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(unfinished, path)
+    try:
+        with open(unfinished, "wb") as file:
+            file.write(save(weights, metadata))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+    except OSError as error:
+        raise _unusable(path.parent, error) from None
 
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
     """Hold the lock beside ``path``; the kernel releases it if this process dies."""
-    with open(path.with_suffix(".lock"), "wb") as file:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path.with_suffix(".lock"), "wb")  # noqa: SIM115  (closed below, where errors are not the folder's)
+    except OSError as error:
+        raise _unusable(path.parent, error) from None
+    with file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def _unusable(folder: Path, error: OSError) -> UserError:
+    return UserError(f"cache {folder}: {error.strerror or error}: set ERW_CACHE to a folder that can be read and written")

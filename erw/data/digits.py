@@ -55,27 +55,6 @@ def load(split: Split) -> tuple[Tensor, Tensor]:
     return images[chosen], labels[chosen]
 
 
-class DigitsDataset:
-    """The train split as a dataset of pixel latents (see `erw.data.stream.Dataset`); features are not stored."""
-
-    num_classes = NUM_CLASSES
-    channels = 1
-    size = SIDE
-    teacher = None
-    teacher_flops = 0
-
-    def __init__(self):
-        self.images, self.labels = load("train")
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def fetch(self, rows: np.ndarray) -> dict[str, Tensor]:
-        """``latents`` (B, 1, 8, 8) fp32 and ``labels`` (B,) int64 of ``rows`` (B,) int64."""
-        chosen = torch.from_numpy(np.asarray(rows, dtype=np.int64))
-        return {"latents": self.images[chosen], "labels": self.labels[chosen]}
-
-
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
     """How far random distortions of a digit go. No flips: they make other digits, or none."""

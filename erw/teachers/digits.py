@@ -1,0 +1,206 @@
+"""The embedded teachers: a small convolutional encoder of 8x8 digits, trained on the spot on the train split.
+
+``digits-contrastive`` sees images only (SimCLR, Chen et al., arXiv 2002.05709); ``digits-supervised`` is the same
+encoder trained to classify. Both yield a 4x4 grid of patch tokens, whose mean the loss looked at.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from erw.cache import Facts, Weights, cached_weights, reproducible, source_digest
+from erw.data import digits
+from erw.data.digits import Augmentation, augment
+from erw.errors import UserError
+from erw.types import TeacherSpec
+
+WIDTH, GRID = 96, 4
+_SEED = 0
+_TEMPERATURE = 0.2
+_AUGMENTATION = Augmentation(rotation=20, scale=0.2, shear=0.2, shift=1.2, contrast=0.3, noise=0.15, cutout=0.5)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """Length and size of a training. The learning rate warms up over a sixth of the steps and then falls to zero."""
+
+    steps: int
+    batch: int
+    lr: float = 3e-3
+    weight_decay: float = 1e-3
+
+
+CONTRASTIVE = Schedule(steps=120, batch=128)
+SUPERVISED = Schedule(steps=120, batch=128)
+
+
+class _Residual(nn.Module):
+    """A 3x3 convolution with batch norm beside the identity."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.conv = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x + self.norm(self.conv(x)))
+
+
+class Encoder(nn.Module):
+    """(B, 1, 8, 8) images to (B, 16, 96) patch tokens in row order.
+
+    The last norm has no gain, bias or rectifier, so over the data every channel has mean 0 and variance 1: cosines
+    between tokens then tell them apart, where rectified tokens would all lean the same way.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(1, 32, 3, padding=1, bias=False),
+            nn.BatchNorm2d(32),
+            nn.ReLU(),
+            nn.Conv2d(32, 64, 3, stride=2, padding=1, bias=False),
+            nn.BatchNorm2d(64),
+            nn.ReLU(),
+            _Residual(64),
+            nn.Conv2d(64, WIDTH, 3, padding=1, bias=False),
+            nn.BatchNorm2d(WIDTH, affine=False),
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.layers(images).flatten(2).transpose(1, 2)
+
+
+class DigitsTeacher(nn.Module):
+    """A trained, frozen `Encoder`, always in eval mode.
+
+    ``spec`` tells its shape; ``training_flops`` and ``training_seconds`` what its training cost (1 multiply-add = 2
+    FLOP, matmuls and convolutions as torch's counter sees them; seconds on the machine that trained it).
+    """
+
+    def __init__(self, name: str, encoder: Encoder, facts: Facts):
+        super().__init__()
+        self.spec = TeacherSpec(name=name, width=WIDTH, grid=GRID)
+        self.training_flops = int(facts["training_flops"])
+        self.training_seconds = float(facts["training_seconds"])
+        self.encoder = encoder.requires_grad_(False)
+        self.train(False)
+
+    def train(self, mode: bool = True) -> "DigitsTeacher":
+        """Stay in eval mode: batch statistics would make tokens depend on the batch."""
+        return super().train(False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.tokens(images)
+
+    @torch.no_grad()
+    def tokens(self, images: Tensor) -> Tensor:
+        """(B, 1, 8, 8) in [-1, 1] to (B, 16, 96) fp32, in fp32 under autocast too."""
+        if tuple(images.shape[1:]) != (1, digits.SIDE, digits.SIDE):
+            raise UserError(f"--teacher.name {self.spec.name} takes (B, 1, 8, 8) images, not {tuple(images.shape)}")
+        with torch.autocast(images.device.type, enabled=False):
+            return self.encoder(images.float())
+
+
+def load_teacher(name: str, device: torch.device | str) -> DigitsTeacher:
+    """The teacher ``name`` on ``device``; trained (on the CPU) where the cache does not have it yet.
+
+    Raises `UserError` for an unknown name.
+    """
+    if name not in _TRAINERS:
+        raise UserError(f"--teacher.name '{name}' is not a digits teacher: choose one of {', '.join(_TRAINERS)}")
+    sources = source_digest(__file__, digits.__file__)
+    weights, facts = cached_weights(name, {"sources": sources}, _TRAINERS[name])
+    # On the meta device no initial weights are drawn: the caller's random state stays as it was.
+    with torch.device("meta"):
+        encoder = Encoder()
+    encoder.load_state_dict(weights, assign=True)
+    return DigitsTeacher(name, encoder, facts).to(device)
+
+
+def train_contrastive(images: Tensor, schedule: Schedule = CONTRASTIVE) -> tuple[Weights, Facts]:
+    """Weights of an `Encoder` trained on ``images`` (N, 1, 8, 8) without labels, and what that cost."""
+    with reproducible(_SEED):
+        encoder = Encoder()
+        head = nn.Sequential(nn.Linear(WIDTH, 128, bias=False), nn.BatchNorm1d(128), nn.ReLU(), nn.Linear(128, 64))
+
+        def loss(rows: Tensor, generator: torch.Generator) -> Tensor:
+            views = torch.cat([augment(images[rows], _AUGMENTATION, generator) for _ in range(2)])
+            return nt_xent(head(encoder(views).mean(dim=1)))
+
+        return _fit(encoder, head, loss, len(images), schedule)
+
+
+def train_supervised(images: Tensor, labels: Tensor, schedule: Schedule = SUPERVISED) -> tuple[Weights, Facts]:
+    """Weights of an `Encoder` trained to classify ``images`` (N, 1, 8, 8), ``labels`` (N,) int64, and what that cost."""
+    with reproducible(_SEED):
+        encoder, head = Encoder(), nn.Linear(WIDTH, digits.NUM_CLASSES)
+
+        def loss(rows: Tensor, generator: torch.Generator) -> Tensor:
+            logits = head(encoder(augment(images[rows], _AUGMENTATION, generator)).mean(dim=1))
+            return F.cross_entropy(logits, labels[rows], label_smoothing=0.1)
+
+        return _fit(encoder, head, loss, len(images), schedule)
+
+
+def nt_xent(views: Tensor) -> Tensor:
+    """SimCLR's loss, a scalar, for ``views`` (2B, Z) whose rows i and i + B show the same image."""
+    views = F.normalize(views, dim=1)
+    similarity = (views @ views.T / _TEMPERATURE).fill_diagonal_(-torch.inf)
+    partner = torch.arange(len(views)).roll(len(views) // 2)
+    return F.cross_entropy(similarity, partner)
+
+
+def linear_probe(teacher: DigitsTeacher) -> float:
+    """Held-out accuracy of a logistic regression on mean tokens, fitted on the train split."""
+    from sklearn.linear_model import LogisticRegression
+
+    def mean_tokens(images: Tensor):
+        return teacher.tokens(images.to(next(teacher.parameters()).device)).mean(dim=1).cpu().numpy()
+
+    (images, labels), (held_out, answers) = digits.load("train"), digits.load("held_out")
+    probe = LogisticRegression(max_iter=2000).fit(mean_tokens(images), labels.numpy())
+    return float(probe.score(mean_tokens(held_out), answers.numpy()))
+
+
+def _fit(
+    encoder: Encoder,
+    head: nn.Module,
+    loss: Callable[[Tensor, torch.Generator], Tensor],
+    samples: int,
+    schedule: Schedule,
+) -> tuple[Weights, Facts]:
+    """Train ``encoder`` and ``head`` with AdamW on random batches of rows; the head is thrown away."""
+    generator = torch.Generator().manual_seed(_SEED)
+    encoder.to(memory_format=torch.channels_last)  # a sixth faster on CPUs
+    parameters = [*encoder.parameters(), *head.parameters()]
+    optimizer = torch.optim.AdamW(parameters, schedule.lr, weight_decay=schedule.weight_decay)
+    rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, schedule.lr, total_steps=schedule.steps, pct_start=1 / 6)
+
+    def step() -> None:
+        rows = torch.randperm(samples, generator=generator)[: schedule.batch]
+        optimizer.zero_grad()
+        loss(rows, generator).backward()
+        optimizer.step()
+        rate.step()
+
+    started = time.perf_counter()
+    with FlopCounterMode(display=False) as counter:
+        step()
+    for _ in range(schedule.steps - 1):
+        step()
+    seconds = time.perf_counter() - started
+    # Every step has the same shapes, so the first one's count stands for all.
+    facts = {"training_flops": counter.get_total_flops() * schedule.steps, "training_seconds": seconds}
+    return dict(encoder.state_dict()), facts
+
+
+_TRAINERS: dict[str, Callable[[], tuple[Weights, Facts]]] = {
+    "digits-contrastive": lambda: train_contrastive(digits.load("train")[0]),
+    "digits-supervised": lambda: train_supervised(*digits.load("train")),
+}

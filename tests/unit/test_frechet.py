@@ -1,0 +1,98 @@
+"""Frechet distance against closed forms and an independent implementation."""
+
+import numpy as np
+import pytest
+import scipy.linalg
+import torch
+
+from erw.errors import UserError
+from erw.evaluate.frechet import Moments, frechet_distance
+
+
+def _gaussian(mean, covariance, count=100) -> Moments:
+    return Moments(torch.as_tensor(mean, dtype=torch.float64), torch.as_tensor(covariance, dtype=torch.float64), count)
+
+
+def _random_spd(dims: int, seed: int) -> np.ndarray:
+    root = np.random.default_rng(seed).normal(size=(dims, 2 * dims))
+    return root @ root.T / dims
+
+
+def test_diagonal_gaussians():
+    """sum((mu_a - mu_b)^2) + sum((sigma_a - sigma_b)^2)."""
+    a = _gaussian([0.0, 1.0, -2.0], np.diag([1.0, 4.0, 9.0]))
+    b = _gaussian([0.5, 1.0, 1.0], np.diag([4.0, 4.0, 0.25]))
+    assert frechet_distance(a, b) == pytest.approx(0.25 + 9 + 1 + 6.25, rel=1e-12)
+
+
+def test_shifted_mean():
+    covariance = _random_spd(8, 0)
+    a, b = _gaussian(np.zeros(8), covariance), _gaussian(np.full(8, 0.5), covariance)
+    assert frechet_distance(a, b) == pytest.approx(2.0, rel=1e-10)
+
+
+def test_scaled_covariance():
+    """Equal means, S and c^2 S: (c - 1)^2 tr(S), for a covariance that is not diagonal."""
+    covariance = _random_spd(8, 1)
+    distance = frechet_distance(_gaussian(np.zeros(8), covariance), _gaussian(np.zeros(8), 9 * covariance))
+    assert distance == pytest.approx(4 * np.trace(covariance), rel=1e-10)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_agrees_with_the_general_matrix_square_root(seed):
+    """Well-conditioned covariances that do not commute, where the general root is sound too."""
+    s_a, s_b = _random_spd(12, 2 * seed), _random_spd(12, 2 * seed + 1)
+    expected = np.trace(s_a) + np.trace(s_b) - 2 * np.trace(scipy.linalg.sqrtm(s_a @ s_b)).real
+    a, b = _gaussian(np.zeros(12), s_a), _gaussian(np.zeros(12), s_b)
+    assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-9)
+    assert frechet_distance(b, a) == pytest.approx(expected, rel=1e-9)
+
+
+def test_identical_features_are_at_distance_zero():
+    moments = Moments.of(torch.randn(400, 16, generator=torch.Generator().manual_seed(0)))
+    assert frechet_distance(moments, moments) == pytest.approx(0.0, abs=1e-12)
+
+
+def test_covariances_of_low_rank_keep_their_digits():
+    """Fewer samples than dimensions, S against 4 S: roots of rounding noise must not add up to something."""
+    covariance = Moments.of(torch.randn(40, 256, generator=torch.Generator().manual_seed(0))).covariance
+    distance = frechet_distance(_gaussian(np.zeros(256), covariance), _gaussian(np.zeros(256), 4 * covariance))
+    assert distance == pytest.approx(float(covariance.trace()), rel=1e-11)
+
+
+def test_moments_are_those_of_numpy_in_double_precision():
+    """A large offset, so that fp32 sums would lose the covariance."""
+    features = 1000 + torch.randn(500, 5, generator=torch.Generator().manual_seed(0))
+    moments = Moments.of(features)
+    assert moments.mean.dtype == moments.covariance.dtype == torch.float64
+    assert moments.count == 500
+    np.testing.assert_allclose(moments.mean, features.double().numpy().mean(axis=0), rtol=1e-13)
+    np.testing.assert_allclose(moments.covariance, np.cov(features.double().numpy().T), rtol=1e-10)
+
+
+def test_one_dimension():
+    moments = Moments.of(torch.tensor([[0.0], [2.0]]))
+    assert moments.covariance.tolist() == [[2.0]]
+
+
+def test_enough_means_ten_samples_a_dimension():
+    assert Moments.of(torch.randn(50, 5)).enough
+    assert not Moments.of(torch.randn(49, 5)).enough
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_broken_features_are_refused(bad):
+    features = torch.zeros(10, 3)
+    features[4, 1] = bad
+    with pytest.raises(UserError, match="features of 1 of 10 samples hold NaN or infinity"):
+        Moments.of(features)
+
+
+def test_one_sample_is_refused():
+    with pytest.raises(UserError, match="at least 2 samples"):
+        Moments.of(torch.zeros(1, 3))
+
+
+def test_features_of_different_width_are_refused():
+    with pytest.raises(ValueError, match="3 and 4 dimensions"):
+        frechet_distance(_gaussian(np.zeros(3), np.eye(3)), _gaussian(np.zeros(4), np.eye(4)))
