@@ -31,6 +31,9 @@ def train(config: TrainConfig) -> None:
     ranks = start_ranks()
     micro = micro_batch(config.train.batch, config.engine.accumulation, ranks.count)
     run = Run(config, ranks)
+    if run.complete:
+        run.finish()
+        return
 
     dataset, space = open_dataset(config.data), latent_space(config.latents)
     check_data(config, dataset, space)
@@ -50,30 +53,29 @@ def train(config: TrainConfig) -> None:
     )  # fmt: skip
 
     run.accounts.restart_clock()
-    while run.images < config.train.images:
+    while not run.complete:
         upcoming = method.phase(run.images)
         if upcoming.name != phase.name:
             engine = hand_over(config, run, engine, upcoming)
         phase = engine.step_module.phase = upcoming
 
+        losses = []
         for _ in range(config.engine.accumulation):
             batch = next(batches).to(ranks.device)
             latents = space.draw(batch.latents, seed, batch.index)
             inputs = draw(config.objective, phase, seed, latents, batch.labels, batch.index, config.model.num_classes)
             target = features(batch) if phase.aligns else None
-            losses = engine(inputs.x, inputs.t, inputs.y, inputs.target, target)
-            engine.backward(losses["loss"])
+            losses.append(engine(inputs.x, inputs.t, inputs.y, inputs.target, target))
+            engine.backward(losses[-1]["loss"])
             engine.step(config.optim.lr_at(run.images - run.phase_start))
 
         run.advance(phase, batch_size, batch_size * costs.per_image(phase), losses, engine)
-        if run.due(config.eval.every) and phase.denoise:
+        if phase.denoise and (run.complete or run.due(config.eval.every)):
             evaluation.evaluate(run, engine)
-        if run.due(config.train.save_every):
+        if run.complete or run.due(config.train.save_every):
             run.save(engine)
 
-    if phase.denoise:
-        evaluation.evaluate(run, engine)
-    run.finish(engine)
+    run.finish()
     engine.release()
 
 
@@ -100,10 +102,8 @@ def main(arguments: list[str] | None = None) -> None:
         config.check()
         print(plan_text(config))
         return
-    try:
-        train(config)
-    finally:
-        stop_ranks()
+    train(config)
+    stop_ranks()
 
 
 if __name__ == "__main__":

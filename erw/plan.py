@@ -1,7 +1,5 @@
 """What a run will do and cost, before it starts."""
 
-import dataclasses
-
 from erw.config import TrainConfig
 from erw.engine.config import micro_batch, read_ds_config, stage_of
 from erw.flops import forward_flops, train_flops
@@ -29,25 +27,17 @@ def phases(config: TrainConfig) -> list[tuple[Phase, int]]:
     return [(config.method.phase(start), end - start) for start, end in zip(starts, ends, strict=True)]
 
 
-def images_for_budget(config: TrainConfig, flops: float, features=None) -> int:
-    """Training images, a multiple of the batch, at which ``config`` comes nearest to spending ``flops``.
-
-    The teacher's cached share depends on the run's length only through its sum, which is one pass over the data.
-    """
-    batch = config.train.batch
+def images_for_budget(config: TrainConfig, flops: float) -> int:
+    """Training images, a multiple of the batch, at which ``config`` comes nearest to spending ``flops`` (no teacher)."""
+    batch, costs = config.train.batch, Costs(config)
     images, left = 0, flops
-    costs = Costs(dataclasses.replace(config, train=dataclasses.replace(config.train, images=1 << 60)))
-    if features is not None:
-        left -= len(features.dataset) * features.flops(1)
-    boundaries = [*config.method.boundaries(), None]
-    for end in boundaries:
+    for end in config.method.boundaries():
         each = costs.per_image(config.method.phase(images))
-        if end is not None and each * (end - images) <= left:
-            left -= each * (end - images)
-            images = end
-            continue
-        return images + round(left / (each * batch)) * batch
-    return images
+        if each * (end - images) > left:
+            break
+        left -= each * (end - images)
+        images = end
+    return images + round(left / (costs.per_image(config.method.phase(images)) * batch)) * batch
 
 
 def plan_text(config: TrainConfig, ranks: int = 1) -> str:

@@ -43,7 +43,7 @@ class Run:
         # A checkpoint written at a hand-over still holds the phase that ended.
         self.phase: Phase = config.method.phase(max(self.images - 1, 0) if self._meta else 0)
         self._before = self.images
-        self.evaluated = -1  # image of the last evaluation
+        self._saved = self.images if self._resumed is not None and self._resumed.parent == self.checkpoints else -1
         self.phase_start = self._start_of(self.images - 1)
         ranks.barrier()
         if ranks.first:
@@ -76,24 +76,24 @@ class Run:
     def _start_of(self, images: int) -> int:
         return max([b for b in self.config.method.boundaries() if b <= images], default=0)
 
+    @property
+    def complete(self) -> bool:
+        """Whether every image has been trained."""
+        return self.images >= self.config.train.images
+
     def restore(self, engine: Engine) -> None:
         """Put the checkpoint's tensors, if the run was resumed, into ``engine``."""
-        if self._resumed is None:
-            return
-        state = {key: checkpoint.read_tensors(self._resumed, key) for key in checkpoint.KEYS}
-        names = {n for n in state["exp_avg"]}
-        for key in state:
-            state[key] = {n: t for n, t in state[key].items() if n in names}
-        engine.load(state, self._meta.steps)
+        if self._resumed is not None:
+            engine.load(lambda key: checkpoint.read_tensors(self._resumed, key), self._meta.steps)
 
-    def advance(self, phase: Phase, images: int, flops: float, losses: dict[str, Tensor], engine: Engine) -> None:
-        """Count a step of ``images`` images and report it where a report is due."""
+    def advance(self, phase: Phase, images: int, flops: float, losses: list[dict[str, Tensor]], engine: Engine) -> None:
+        """Count a step of ``images`` images and report it where a report is due. ``losses``: one entry a micro-batch."""
         self._before, self.images = self.images, self.images + images
         self.accounts.book_step(phase.name, images, flops)
         self.telemetry.advance(images, phase.name)
         if self.due(self.config.train.log_every):
             entry = self.accounts.phases[phase.name]
-            values: dict[str, Any] = {k: v.detach() if isinstance(v, Tensor) else v for k, v in losses.items()}
+            values: dict[str, Any] = dict(self.ranks.mean(losses))
             values |= {"grad_norm": engine.grad_norm(), "coefficient": phase.coefficient, "phase": phase.name}
             values |= {"lr": self.config.optim.lr_at(self._before - self.phase_start)}
             values |= {"images_per_second": entry["images"] / max(entry["seconds"], 1e-9)}
@@ -105,7 +105,10 @@ class Run:
         return bool(every) and self.images // every > self._before // every
 
     def save(self, engine: Engine) -> None:
-        """Write a checkpoint; every rank calls this."""
+        """Write a checkpoint unless this image has one; every rank calls this."""
+        if self._saved == self.images:
+            return
+        self._saved = self.images
         with self.accounts.apart("saving"):
             meta = checkpoint.Meta(
                 images=self.images,
@@ -115,8 +118,11 @@ class Run:
                 accounts=self.accounts.state(),
             )
             buffers = public_buffers(engine.step_module)
-            path = checkpoint.save(self.checkpoints, meta, engine.read, buffers, keep=self.config.train.keep,
-                                   writes=self.ranks.first)  # fmt: skip
+            first = self.ranks.first
+            path = checkpoint.save(
+                self.checkpoints, meta, lambda key: engine.read(key, keep=first), buffers,
+                keep=self.config.train.keep, writes=first,
+            )  # fmt: skip
             self.ranks.barrier()
         self.telemetry.say(f"saved {path}")
 
@@ -130,10 +136,8 @@ class Run:
         self.telemetry.log(self.images, {"hand_over": phase.name, "carried": len(carried)})
         self.phase = phase
 
-    def finish(self, engine: Engine) -> None:
-        """The last checkpoint and the accounts."""
-        if not (self.checkpoints / f"{self.images:012d}").exists():
-            self.save(engine)
+    def finish(self) -> None:
+        """Write the accounts and close the reports."""
         if self.ranks.first:
             self.write_accounts()
         self.telemetry.close()

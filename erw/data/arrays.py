@@ -4,6 +4,7 @@
     latents.npy     (N, C, S, S) latents, or (N, 2C, S, S) VAE moments (mean, then standard deviation); fp16 or fp32
     labels.npy      (N,) integers in 0..num_classes-1
     features.npy    (N, T, D) teacher patch tokens; only with a teacher in the manifest
+    images.npy      (N, 3, H, W) uint8; optional, for a teacher that runs online
 
 Which of the two `latents.npy` holds is the latent space's business (`erw.latents`).
 """
@@ -40,6 +41,8 @@ class ArrayDataset:
                 " num_classes in manifest.json"
             )
         self.teacher, self.teacher_flops, self.features = None, 0, None
+        present = (self.path / "images.npy").exists()
+        self.images = self._open("images.npy", 4, rows=len(self.latents)) if present else None
         if manifest.get("teacher"):
             self._open_features(manifest["teacher"])
 
@@ -94,4 +97,6 @@ class ArrayDataset:
         batch = {"latents": read(self.latents).float(), "labels": read(self.labels).long()}
         if self.features is not None:
             batch["features"] = read(self.features)
+        if self.images is not None:
+            batch["images"] = read(self.images)
         return batch

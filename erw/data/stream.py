@@ -24,6 +24,7 @@ class Dataset(Protocol):
     num_classes: int
     channels: int  # of the latent, after the latent space has drawn it
     size: int  # side of the latent
+    images: object | None  # pixels for a teacher that runs online, None where there are none
     teacher: TeacherSpec | None  # of the cached features, None where there are none
     teacher_flops: int  # the teacher's forward for one image; 0 without cached features
 

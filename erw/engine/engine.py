@@ -6,6 +6,7 @@ masters, releases the engine and builds the next.
 """
 
 import gc
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,8 +16,6 @@ from erw.engine.config import EngineConfig, deepspeed_dict
 from erw.engine.ranks import Ranks
 from erw.optim import STATE_KEYS, WEIGHTS, AdamWEMA, OptimConfig, param_groups
 from erw.step import TrainStep, public_name
-
-State = dict[str, dict[str, Tensor]]
 
 
 class Engine:
@@ -81,16 +80,25 @@ class Engine:
         """Optimizer steps taken in this phase."""
         return int(self.optimizer.state[self.shards.owned()[0]]["step"].item())
 
-    def read(self, key: str) -> dict[str, Tensor]:
-        """Full fp32 tensors on the CPU by public name; a collective. ``key``: weights, exp_avg, exp_avg_sq or ema."""
-        return {public_name(n): self.shards.get(p, key).float().cpu() for n, p in self.parameters().items()}
+    def read(self, key: str, keep: bool = True) -> dict[str, Tensor]:
+        """Full fp32 tensors on the CPU by public name; a collective. ``key``: weights, exp_avg, exp_avg_sq or ema.
 
-    def load(self, state: State, steps: int) -> None:
-        """Take over full tensors, ``state[key][public name]``, and the step count. Names must match exactly."""
+        A rank that does not ``keep`` them takes part and gets an empty dict.
+        """
+        tensors = {}
+        for name, parameter in self.parameters().items():
+            full = self.shards.get(parameter, key)
+            if keep:
+                tensors[public_name(name)] = full.float().cpu()
+        return tensors
+
+    def load(self, read: Callable[[str], dict[str, Tensor]], steps: int) -> None:
+        """Take over full tensors, ``read(key)[public name]``, and the step count. One key is in memory at a time."""
         self.shards.link()
         for key in (WEIGHTS, *STATE_KEYS):
+            tensors = read(key)
             for name, parameter in self.parameters().items():
-                self.shards.set(parameter, key, state[key][public_name(name)])
+                self.shards.set(parameter, key, tensors[public_name(name)])
         for tensor in self.shards.owned():
             self.optimizer.state[tensor]["step"].fill_(steps)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,15 @@ class Ranks:
     def first(self) -> bool:
         """Whether this rank writes files and speaks."""
         return self.rank == 0
+
+    def mean(self, rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Means of 0-d device tensors over ``rows`` (micro-batches) and ranks, fp32. A collective; the host does not wait."""
+        names = list(rows[0])
+        means = torch.stack([torch.stack([row[name].detach().float() for row in rows]).mean() for name in names])
+        if self.count > 1:
+            dist.all_reduce(means)
+            means /= self.count
+        return dict(zip(names, means.unbind(), strict=True))
 
     def barrier(self) -> None:
         """Wait for all ranks."""

@@ -21,12 +21,11 @@ class RunningEvaluation:
         self.config, self.ranks, self._judge = config, ranks, None
 
     def evaluate(self, run: Run, engine: Engine) -> None:
-        """Judge the EMA at the run's image and append the result; nothing if no evaluator is named or it was done."""
-        if self.config.eval.name == "none" or run.evaluated == run.images:
+        """Judge the EMA at the run's image and append the result; nothing if no evaluator is named."""
+        if self.config.eval.name == "none":
             return
-        run.evaluated = run.images
         with run.accounts.apart("evaluation"):
-            weights = engine.read("ema") | public_buffers(engine.step_module)
+            weights = engine.read("ema", keep=self.ranks.first) | public_buffers(engine.step_module)
             if self.ranks.first:
                 result = self._judged(weights)
                 row = {"images": run.images, "flops": run.accounts.total("flops"),

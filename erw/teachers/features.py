@@ -47,9 +47,11 @@ class FeatureSource:
                 "the dataset holds no teacher features: prepare it with them, or set --teacher.source online (it must"
                 " then hold images)"
             )
+        if self.dataset.images is None:
+            raise UserError("--teacher.source online needs images in the dataset (images.npy), and it holds none")
         teacher = load_teacher(self.config.name, self.device)
-        if isinstance(self.dataset, MemoryDataset):
-            self._forward_flops = measured_forward(_Tokens(teacher), self.dataset.images[:1].to(self.device))
+        one = torch.as_tensor(self.dataset.images[:1]).to(self.device)
+        self._forward_flops = measured_forward(_Tokens(teacher), one)
         if self.config.source == "cached":
             self.dataset.add_features(
                 self.spec, self._forward_flops, lambda images: teacher.tokens(images.to(self.device)).cpu()

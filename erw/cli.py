@@ -1,0 +1,97 @@
+"""The installed command ``erw``: train and sample. A new subcommand is one entry in ``COMMANDS``."""
+
+import argparse
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from erw import __version__
+from erw.errors import UserError, exits_cleanly
+from erw.settings import formatter
+
+TRAIN = "train a preset: erw train PRESET [--section.field VALUE ...]; the same as python train_ds.py"
+SAMPLE = "sample images from a run or a checkpoint: erw sample runs/demo/erw --count 64"
+
+
+def train(arguments: list[str]) -> None:
+    """``erw train``."""
+    import train_ds
+
+    train_ds.main(arguments)
+
+
+def _sample_parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="erw sample",
+        formatter_class=formatter,
+        description="Sample images with the EMA weights. The model is rebuilt from the checkpoint alone. Writes\n"
+        "samples.png (a grid) and samples.npz (arr_0: (N, H, W, C) uint8, labels: (N,)).\n"
+        "Image i depends on (seed, i), not on the batch. Options left out are as in the run's settings.",
+        epilog="examples:\n  erw sample runs/demo/erw --count 100 --labels balanced\n"
+        "  erw sample runs/xl/checkpoints/000102400000 --labels 207,88 --guidance 1.8 --guidance-high 0.7",
+    )
+    parser.add_argument(
+        "path", type=Path, metavar="RUN_OR_CHECKPOINT", help="a run's folder (its newest checkpoint) or one checkpoint"
+    )
+    parser.add_argument("--count", type=int, default=64, help="images to sample (default 64)")
+    parser.add_argument("--labels", default="balanced", help="balanced (default), random, or class numbers such as 207,88")
+    parser.add_argument("--seed", type=int, default=0, help="seed of noise and random labels (default 0)")
+    parser.add_argument("--out", type=Path, help="folder to write (default: samples-IMAGES in the run's folder)")
+    parser.add_argument("--weights", choices=("ema", "weights"), default="ema", help="ema, or the raw weights")
+    parser.add_argument("--sampler", choices=("ode", "sde"), help="ode: Euler; sde: Euler-Maruyama, the papers' protocol")
+    parser.add_argument("--steps", type=int, help="network evaluations")
+    parser.add_argument("--guidance", type=float, help="guidance scale; 1 is none")
+    parser.add_argument("--guidance-low", type=float, help="lowest t with guidance")
+    parser.add_argument("--guidance-high", type=float, help="highest t with guidance")
+    return parser
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse that reports a mistake in one line."""
+
+    def error(self, message: str) -> None:
+        raise UserError(f"{message} ({self.prog} --help)")
+
+
+def sample(arguments: list[str]) -> None:
+    """``erw sample``."""
+    options = _sample_parser().parse_args(arguments)
+    if options.count < 1:
+        raise UserError(f"--count must be at least 1, not {options.count}")
+    if not options.path.exists():
+        raise UserError(f"'{options.path}' does not exist: name a run's folder or a checkpoint")
+    from erw.checkpoint import locate, read_meta
+    from erw.config import config_from_dict
+    from erw.sample import write_samples
+
+    changes = {name: getattr(options, name) for name in ("sampler", "steps", "guidance", "guidance_low", "guidance_high")}
+    changes = {name: value for name, value in changes.items() if value is not None}
+    config = config_from_dict(read_meta(locate(options.path)).config)
+    settings = replace(config.sample, **changes)
+    folder = write_samples(options.path, options.out, options.count, options.labels, options.seed, options.weights, settings)
+    print(folder / "samples.png")
+    print(folder / "samples.npz")
+
+
+COMMANDS = {"train": (train, TRAIN), "sample": (sample, SAMPLE)}
+
+
+@exits_cleanly
+def main(arguments: list[str] | None = None) -> None:
+    """Dispatch to a subcommand."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(f"erw {__version__}: diffusion transformers with representation alignment\n")
+        print("\n".join(f"  erw {name:<8} {text}" for name, (_, text) in COMMANDS.items()))
+        print("\nerw COMMAND --help says more.")
+        sys.exit(0 if arguments else 2)
+    if arguments[0] == "--version":
+        print(__version__)
+        return
+    if arguments[0] not in COMMANDS:
+        raise UserError(f"'{arguments[0]}' is not a command; known: {', '.join(COMMANDS)}")
+    COMMANDS[arguments[0]][0](arguments[1:])
+
+
+if __name__ == "__main__":
+    main()

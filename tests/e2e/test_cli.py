@@ -1,0 +1,190 @@
+"""The command line as a user meets it: a run, its samples, and one line for every mistake."""
+
+import json
+import shutil
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from erw.sample import load_run
+from tiny import BATCH, tiny
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def finished(run_jobs, tmp_path_factory):
+    """A run of ERW with a checkpoint inside the warm-up, and evaluations, on one rank."""
+    out = tmp_path_factory.mktemp("cli") / "erw"
+    config = tiny("erw", out, train={"save_every": 2 * BATCH, "keep": 9, "tensorboard": True}, sample={"steps": 4})
+    run_jobs([replace(config, eval=replace(config.eval, name="digits", every=5 * BATCH, count=20))], ranks=1)
+    return out
+
+
+def test_a_run_leaves_its_account(finished):
+    rows = [json.loads(row) for row in (finished / "metrics.jsonl").read_text().splitlines()]
+    losses = [row for row in rows if "loss" in row]
+    assert [row["images"] for row in losses] == [BATCH * i for i in range(1, 7)]
+    assert [row["phase"] for row in losses] == ["warmup"] * 3 + ["full"] * 3
+    assert any(row.get("hand_over") == "full" for row in rows)
+    accounts = json.loads((finished / "accounts.json").read_text())
+    assert {name: entry["images"] for name, entry in accounts["phases"].items()} == {"warmup": 48, "full": 48}
+    assert set(accounts["other"]) == {"teacher", "evaluation", "saving"}
+    assert losses[-1]["flops"] == pytest.approx(sum(e["flops"] for e in accounts["phases"].values()))
+    assert accounts["device_hours"] > 0
+    evals = [json.loads(row) for row in (finished / "evals.jsonl").read_text().splitlines()]
+    assert [row["images"] for row in evals] == [5 * BATCH, 6 * BATCH]
+    assert all(row["frechet"] > 0 and 0 <= row["accuracy"] <= 1 for row in evals)
+    assert list((finished / "tensorboard").glob("events*"))
+
+
+def test_sample_rebuilds_the_model_from_the_checkpoint_alone(finished, run_erw, tmp_path):
+    alone = tmp_path / "checkpoint"
+    shutil.copytree(finished / "checkpoints" / f"{6 * BATCH:012d}", alone)
+    done = run_erw("sample", str(alone), "--count", "12", "--out", str(tmp_path / "out"), "--seed", "3", program="-m erw.cli")
+    assert done.returncode == 0, done.stderr
+    data = np.load(tmp_path / "out" / "samples.npz")
+    assert data["arr_0"].shape == (12, 8, 8, 1) and data["arr_0"].dtype == np.uint8
+    assert list(data["labels"]) == [i % 10 for i in range(12)]
+    assert Image.open(tmp_path / "out" / "samples.png").size[0] > 8
+    again = run_erw("sample", str(alone), "--count", "5", "--out", str(tmp_path / "again"), "--seed", "3", program="-m erw.cli")
+    assert again.returncode == 0, again.stderr
+    assert np.array_equal(np.load(tmp_path / "again" / "samples.npz")["arr_0"], data["arr_0"][:5])
+
+
+def test_samples_come_from_the_ema_in_eval_mode(finished):
+    from erw.checkpoint import read_tensors
+
+    _, model, checkpoint = load_run(finished, torch.device("cpu"))
+    ema, weights = (read_tensors(checkpoint, key) for key in ("ema", "weights"))
+    name = "blocks.0.attn.qkv.weight"
+    assert torch.equal(model.state_dict()[name], ema[name]) and not torch.equal(ema[name], weights[name])
+    assert not model.training
+
+
+def one_line(done, says: str) -> None:
+    """Exit code 2, one line on stderr that says what was wrong, no traceback."""
+    errors = [line for line in done.stderr.splitlines() if line.startswith("erw: error: ")]
+    assert done.returncode == 2, (done.returncode, done.stderr[-3000:])
+    assert len(errors) == 1 and says in errors[0], done.stderr[-3000:]
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["digits-srt"], "did you mean digits-sit"),
+        (["digits-sit", "--model.dpeth", "3"], "did you mean --model.depth"),
+        (["digits-sit", "--model.depth", "x"], "takes a whole number"),
+        (["digits-repa", "--method.depth", "40"], "has blocks 1 to"),
+        (["digits-erw", "--method.projection_depth", "1"], "lies before the warm-up's end"),
+        (["digits-sit", "--batch", "33", "--engine.accumulation", "2"], "not divisible by 1 ranks x --engine.accumulation 2"),
+        (["in256-sit-b2", "--data.path", "/nowhere"], "'/nowhere' is not a folder"),
+        (["digits-repa", "--teacher.name", "dinov2-b"], "gives 16x16 patches, the model has 4x4"),
+        (["digits-repa", "--teacher.name", "none"], "needs a teacher"),
+        (["digits-repa", "--teacher.name", "dinov9"], "'dinov9' is not known"),
+        (["digits-sit", "--model.num_classes", "5"], "set it to 10"),
+        (["digits-sit", "--model.input_size", "16"], "set --model.input_size 8"),
+        (["digits-sit", "--ds-config", "/nowhere.json"], "cannot be read"),
+        (["digits-sit", "--engine.precision", "bf16"], "needs ZeRO-1"),
+        (["digits-erw", "--images", "64"], "ends before the warm-up does"),
+    ],
+)
+def test_mistakes_in_training_get_one_line(run_erw, arguments, says, tmp_path):
+    one_line(run_erw(*arguments, "--out", str(tmp_path / "run")), says)
+    assert not (tmp_path / "run" / "checkpoints").exists() or not any((tmp_path / "run" / "checkpoints").iterdir())
+
+
+def test_lr_in_a_ds_config_gets_one_line(run_erw, tmp_path):
+    file = tmp_path / "mine.json"
+    file.write_text('{"zero_optimization": {"stage": 1}, "optimizer": {"type": "Adam", "params": {"lr": 1}}}')
+    one_line(run_erw("digits-sit", "--ds-config", str(file), "--out", str(tmp_path / "run")), "'optimizer' does not belong")
+
+
+def test_mistakes_in_resuming_get_one_line_and_lose_nothing(run_erw, finished):
+    before = sorted(p.name for p in (finished / "checkpoints").iterdir())
+    same = ["digits-erw", "--out", str(finished)]
+    one_line(run_erw(*same), "already holds a run: --resume auto")
+    one_line(run_erw(*same, "--resume", "auto"), "give the same, or start a new run")
+    one_line(run_erw("digits-erw", "--resume", "/nowhere", "--out", str(finished / "x")), "neither a checkpoint nor")
+    assert before == sorted(p.name for p in (finished / "checkpoints").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["/nowhere"], "does not exist"),
+        (["RUN", "--labels", "12"], "classes of this model are 0..9"),
+        (["RUN", "--labels", "cat"], "takes balanced, random or class numbers"),
+        (["RUN", "--steps", "1"], "--sample.steps must be at least 2"),
+        (["RUN", "--steps", "many"], "invalid int value"),
+        (["RUN", "--count", "0"], "--count must be at least 1"),
+        (["WARM"], "lies in the warm-up"),
+        (["CUT"], "is truncated"),
+    ],
+)
+def test_mistakes_in_sampling_get_one_line(run_erw, finished, arguments, says, tmp_path):
+    places = {"RUN": finished, "WARM": finished / "checkpoints" / f"{2 * BATCH:012d}", "CUT": tmp_path / "cut"}
+    if arguments[0] == "CUT":
+        shutil.copytree(finished / "checkpoints" / f"{6 * BATCH:012d}", tmp_path / "cut")
+        (tmp_path / "cut" / "ema.safetensors").write_bytes(b"short")
+    arguments = [str(places.get(a, a)) for a in arguments]
+    one_line(run_erw("sample", *arguments, program="-m erw.cli"), says)
+
+
+def test_a_teacher_that_cannot_be_had_offline_gets_one_line(run_erw, tmp_path):
+    """The hub is out of reach here: the line names the teacher and the way out."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    np.save(folder / "latents.npy", np.zeros((32, 4, 32, 32), np.float16))
+    np.save(folder / "labels.npy", np.arange(32))
+    (folder / "manifest.json").write_text('{"num_classes": 1000}')
+    common = ["in256-repa-s2", "--data.path", str(folder), "--latents.kind", "pixels", "--out", str(tmp_path / "run")]
+    offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hub")}
+    one_line(run_erw(*common), "holds no teacher features")
+    one_line(run_erw(*common, "--teacher.source", "online"), "needs images in the dataset")
+    np.save(folder / "images.npy", np.zeros((32, 3, 256, 256), np.uint8))
+    one_line(run_erw(*common, "--teacher.source", "online", env=offline), "cannot be had")
+
+
+def test_no_compiler_is_needed(run_erw, tmp_path):
+    """DeepSpeed would compile an all-reduce for CPUs at the first start; a machine without a compiler trains too."""
+    bare = {"PATH": "/nonexistent", "CC": "/nonexistent/cc", "CXX": "/nonexistent/c++"}
+    small = ["--model.depth", "1", "--images", "64", "--eval.name", "none", "--train.tensorboard", "false"]
+    done = run_erw("digits-sit", *small, "--out", str(tmp_path / "run"), env=bare)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.dist
+def test_two_ranks_at_stage_three_train_hand_over_and_resume(run_erw, tmp_path):
+    common = ["digits-erw", "--ds-config", "ds_configs/zero3.json", "--eval.name", "none", "--out", str(tmp_path / "run"),
+              "--method.warmup_images", "64"]  # fmt: skip
+    first = run_erw(*common, "--images", "128", ranks=2)
+    assert first.returncode == 0, first.stderr[-3000:]
+    assert "hand-over at image 64" in first.stdout + first.stderr
+    second = run_erw(*common, "--images", "192", "--resume", "auto", ranks=2)
+    assert second.returncode == 0, second.stderr[-3000:]
+    assert "resumed" in second.stdout + second.stderr
+    assert (tmp_path / "run" / "checkpoints" / f"{192:012d}" / "meta.json").exists()
+
+
+@pytest.mark.dist
+def test_the_deepspeed_launcher_works_too(tmp_path):
+    import subprocess
+    from pathlib import Path
+
+    root = Path(__file__).resolve().parents[2]
+    launcher = Path(sys.executable).with_name("deepspeed")
+    command = [str(launcher), "--num_gpus", "2", "--master_port", "29631", str(root / "train_ds.py"), "digits-sit",
+               "--ds-config", "zero1", "--eval.name", "none", "--images", "64", "--out", str(tmp_path / "run")]  # fmt: skip
+    import os
+
+    path = f"{launcher.parent}:{os.environ['PATH']}"
+    env = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PATH": path}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, env=env, cwd=tmp_path)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+    assert (tmp_path / "run" / "checkpoints" / f"{64:012d}" / "meta.json").exists()

@@ -1,0 +1,73 @@
+"""DeepSpeed files hold systems knobs only; settings own the rest."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from erw.engine.config import BUILTIN, EngineConfig, check_precision, deepspeed_dict, micro_batch, read_ds_config
+from erw.errors import UserError
+
+FOLDER = Path(__file__).resolve().parents[2] / "ds_configs"
+
+
+def test_every_file_is_built_in_and_owns_nothing_of_the_settings():
+    files = sorted(FOLDER.glob("*.json"))
+    assert [f.stem for f in files] == sorted(BUILTIN)
+    for file in files:
+        assert read_ds_config(file.stem) == read_ds_config(str(file)) == json.loads(file.read_text())
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["lr", "optimizer", "scheduler", "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps",
+     "gradient_clipping", "bf16", "fp16"],
+)  # fmt: skip
+def test_a_key_with_another_owner_is_refused(tmp_path, key):
+    file = tmp_path / "mine.json"
+    file.write_text(json.dumps({"zero_optimization": {"stage": 2}, key: 1}))
+    with pytest.raises(UserError, match=f"mine.json: '{key}' does not belong here; set --"):
+        read_ds_config(str(file))
+
+
+def test_bad_files_are_named(tmp_path):
+    with pytest.raises(UserError, match="'zero7' cannot be read; built in: zero0"):
+        read_ds_config("zero7")
+    (tmp_path / "bad.json").write_text("{")
+    with pytest.raises(UserError, match="bad.json is not JSON"):
+        read_ds_config(str(tmp_path / "bad.json"))
+    (tmp_path / "list.json").write_text("[]")
+    with pytest.raises(UserError, match="must hold a JSON object"):
+        read_ds_config(str(tmp_path / "list.json"))
+
+
+def test_settings_are_merged_in():
+    merged = deepspeed_dict(EngineConfig(ds_config="zero3", precision="bf16", accumulation=2), 64, 4, 0.5, top_stage=3)
+    assert (merged["train_batch_size"], merged["train_micro_batch_size_per_gpu"]) == (64, 8)
+    assert merged["gradient_clipping"] == 0.5 and merged["bf16"]["enabled"]
+    # The one that makes stage 3 round differently from the others in the forward.
+    assert merged["zero_optimization"]["memory_efficient_linear"] is False
+
+
+def test_a_warmup_stays_at_stage_two():
+    merged = deepspeed_dict(EngineConfig(ds_config="zero3"), 64, 1, 1.0, top_stage=2)
+    assert merged["zero_optimization"]["stage"] == 2
+    assert not any(key.startswith("stage3") for key in merged["zero_optimization"])
+
+
+def test_without_zero_our_optimizer_clips():
+    assert deepspeed_dict(EngineConfig(ds_config="zero0", precision="fp32"), 64, 1, 1.0, 3)["gradient_clipping"] == 0
+
+
+def test_bf16_needs_zero_one():
+    with pytest.raises(UserError, match="needs ZeRO-1 or higher"):
+        check_precision(EngineConfig(ds_config="zero0", precision="bf16"))
+    check_precision(EngineConfig(ds_config="zero0", precision="autocast"))
+
+
+def test_a_batch_that_does_not_divide_is_refused():
+    assert micro_batch(64, 2, 4) == 8
+    with pytest.raises(UserError, match="--train.batch 64 is not divisible by 3 ranks x --engine.accumulation 2"):
+        micro_batch(64, 2, 3)
+    with pytest.raises(UserError, match="accumulation must be at least 1"):
+        EngineConfig(accumulation=0)
