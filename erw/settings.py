@@ -8,8 +8,6 @@ import typing
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
-import dacite
-
 from erw.errors import UserError
 
 T = TypeVar("T")
@@ -129,6 +127,8 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 def from_dict(kind: type[T], data: dict[str, Any], hooks: dict[type, Callable] | None = None) -> T:
     """The inverse of `to_dict`. Raises `UserError` for a missing, unknown or wrongly typed key."""
+    import dacite  # here, so that what only builds settings (the GPU benchmark on a bare machine) does without
+
     try:
         return dacite.from_dict(kind, data, dacite.Config(strict=True, cast=[tuple], type_hooks=hooks or {}))
     except (dacite.DaciteError, TypeError) as error:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from erw.errors import UserError
 from erw.models.sit import SiTConfig
 from erw.ops import OpSet
 from erw.settings import setting
@@ -47,3 +48,22 @@ class Method:
     def loss(self, heads: nn.Module, taps: dict[int, Tensor], target: Tensor, ops: OpSet) -> Tensor:
         """Alignment loss per sample, (B,) fp32, from tapped hidden states (B, T, D) and teacher tokens (B, N, Z)."""
         raise NotImplementedError
+
+
+def check_depth(name: str, depth: int, model: SiTConfig) -> None:
+    """Raise unless block number ``depth`` exists."""
+    if not 1 <= depth <= model.depth:
+        raise UserError(f"--method.{name} {depth} is not a block of this model: it has blocks 1 to {model.depth}")
+
+
+def check_teacher(method: Method, model: SiTConfig, teacher: TeacherSpec | None) -> None:
+    """Raise unless a method that needs a teacher has one whose patch grid is the model's token grid."""
+    if not method.needs_teacher:
+        return
+    if teacher is None:
+        raise UserError(f"method {method.name} needs a teacher: name one with --teacher.name")
+    if teacher.grid != model.grid:
+        raise UserError(
+            f"teacher {teacher.name} gives {teacher.grid}x{teacher.grid} patches, the model has {model.grid}x{model.grid}"
+            " tokens: choose another --teacher.name or --model.patch_size"
+        )

@@ -8,19 +8,16 @@ lambda(k) = coefficient * 2^(-k / half_life), k images into phase 2 (the paper's
 
 from dataclasses import dataclass
 
-from torch import Tensor, nn
-
-from erw.align.base import Method
-from erw.align.repa import Projectors, check_depth, check_teacher, projected_cosine, projector_flops
+from erw.align.base import check_depth, check_teacher
+from erw.align.projector import ProjectedMethod
 from erw.errors import UserError
 from erw.models.sit import SiTConfig
-from erw.ops import OpSet
 from erw.settings import setting
 from erw.types import Phase, TeacherSpec
 
 
 @dataclass(frozen=True, kw_only=True)
-class Erw(Method):
+class Erw(ProjectedMethod):
     """Warm-up of the first blocks, then the whole model, in one run."""
 
     name: str = "erw"
@@ -29,7 +26,6 @@ class Erw(Method):
     projection_depth: int = setting(18, "block (from 1) whose output is aligned in phase 2; not before depth")
     coefficient: float = setting(0.5, "weight of the alignment loss when phase 2 begins; 0 computes nothing of it")
     half_life_images: float = setting(0.0, "images of phase 2 in which the weight halves; 0 keeps it constant")
-    projector_width: int = setting(2048, "hidden width of the projector")
 
     @property
     def needs_teacher(self) -> bool:
@@ -61,12 +57,3 @@ class Erw(Method):
 
     def boundaries(self) -> tuple[int, ...]:
         return (self.warmup_images,)
-
-    def build_heads(self, model: SiTConfig, teacher: TeacherSpec | None) -> nn.Module:
-        return Projectors(model.width, self.projector_width, (teacher.width,))
-
-    def head_flops(self, model: SiTConfig, teacher: TeacherSpec | None) -> int:
-        return projector_flops(model, self.projector_width, teacher)
-
-    def loss(self, heads: nn.Module, taps: dict[int, Tensor], target: Tensor, ops: OpSet) -> Tensor:
-        return projected_cosine(heads, taps, target, ops)
