@@ -43,7 +43,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("bench/results/sweep-digits.json"))
     out = parser.parse_args().out
-    record = {"seeds": SEEDS, "chosen_by": "frechet", **environment(), "methods": {}}
+    note = "seconds are not comparable between trials where the machine was shared"
+    record = {"seeds": SEEDS, "note": note, "chosen_by": "frechet", **environment(), "methods": {}}
     for name, entries in trials().items():
         rows = record["methods"].setdefault(name, [])
         for chosen, config in entries:

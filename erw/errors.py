@@ -21,5 +21,7 @@ def exits_cleanly(main: Callable[..., None]) -> Callable[..., None]:
             if os.environ.get("RANK", "0") == "0":
                 print(f"erw: error: {error}", file=sys.stderr, flush=True)
             sys.exit(2)
+        except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
     return wrapped

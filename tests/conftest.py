@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from launch import environment
+
 ROOT = Path(__file__).resolve().parent.parent
 
 # Before anything imports triton: on a CPU its interpreter runs the kernels.
@@ -37,8 +39,8 @@ def run_erw():
                 port = probe.getsockname()[1]
             command += ["-m", "torch.distributed.run", "--nproc-per-node", str(ranks), "--master-port", str(port)]
         command += program.split() if program.startswith("-m") else [str(ROOT / program)]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1" if ranks > 1 else "2", **(env or {})}
+        threads = "1" if ranks > 1 else "2"
         return subprocess.run([*command, *map(str, arguments)], capture_output=True, text=True, timeout=timeout,
-                              env=environment, cwd=ROOT)  # fmt: skip
+                              env=environment(OMP_NUM_THREADS=threads, **(env or {})), cwd=ROOT)  # fmt: skip
 
     return run

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from erw.engine.ranks import start_ranks, stop_ranks
 from erw.settings import to_dict
 
 
@@ -18,3 +19,10 @@ def run_jobs(run_erw, tmp_path_factory):
         assert done.returncode == 0, done.stderr[-4000:]
 
     return run
+
+
+@pytest.fixture(scope="session")
+def one_rank():
+    """A process group of one in this process, for the whole session: DeepSpeed joins once."""
+    yield start_ranks()
+    stop_ranks()

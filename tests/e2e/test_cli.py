@@ -1,16 +1,22 @@
 """The command line as a user meets it: a run, its samples, and one line for every mistake."""
 
 import json
+import os
 import shutil
+import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+import train_ds
+from erw import cli
 from erw.sample import load_run
+from launch import environment
 from tiny import BATCH, tiny
 
 pytestmark = pytest.mark.slow
@@ -66,8 +72,16 @@ def test_samples_come_from_the_ema_in_eval_mode(finished):
     assert not model.training
 
 
+def mistake(capsys, main, arguments: list[str], says: str) -> None:
+    """``main`` exits with code 2 after one line on stderr that says what was wrong."""
+    with pytest.raises(SystemExit) as stopped:
+        main([str(a) for a in arguments])
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("erw: error: ")]
+    assert stopped.value.code == 2 and len(errors) == 1 and says in errors[0], errors
+
+
 def one_line(done, says: str) -> None:
-    """Exit code 2, one line on stderr that says what was wrong, no traceback."""
+    """The same of a process: and no traceback."""
     errors = [line for line in done.stderr.splitlines() if line.startswith("erw: error: ")]
     assert done.returncode == 2, (done.returncode, done.stderr[-3000:])
     assert len(errors) == 1 and says in errors[0], done.stderr[-3000:]
@@ -94,23 +108,31 @@ def one_line(done, says: str) -> None:
         (["digits-erw", "--images", "64"], "ends before the warm-up does"),
     ],
 )
-def test_mistakes_in_training_get_one_line(run_erw, arguments, says, tmp_path):
-    one_line(run_erw(*arguments, "--out", str(tmp_path / "run")), says)
+def test_mistakes_in_training_get_one_line(one_rank, capsys, arguments, says, tmp_path):
+    mistake(capsys, train_ds.main, [*arguments, "--out", tmp_path / "run"], says)
     assert not (tmp_path / "run" / "checkpoints").exists() or not any((tmp_path / "run" / "checkpoints").iterdir())
 
 
-def test_lr_in_a_ds_config_gets_one_line(run_erw, tmp_path):
+def test_a_mistake_seen_from_outside(run_erw, tmp_path):
+    one_line(run_erw("digits-sit", "--model.dpeth", "3"), "did you mean --model.depth")
+    one_line(run_erw("in256-sit-b2", "--data.path", "/nowhere", "--out", str(tmp_path / "run")), "'/nowhere' is not a folder")
+    one_line(run_erw("sample", "/nowhere", program="-m erw.cli"), "does not exist")
+
+
+def test_lr_in_a_ds_config_gets_one_line(capsys, tmp_path):
     file = tmp_path / "mine.json"
     file.write_text('{"zero_optimization": {"stage": 1}, "optimizer": {"type": "Adam", "params": {"lr": 1}}}')
-    one_line(run_erw("digits-sit", "--ds-config", str(file), "--out", str(tmp_path / "run")), "'optimizer' does not belong")
+    arguments = ["digits-sit", "--ds-config", file, "--out", tmp_path / "run"]
+    mistake(capsys, train_ds.main, arguments, "'optimizer' does not belong")
 
 
-def test_mistakes_in_resuming_get_one_line_and_lose_nothing(run_erw, finished):
+def test_mistakes_in_resuming_get_one_line_and_lose_nothing(one_rank, capsys, finished):
     before = sorted(p.name for p in (finished / "checkpoints").iterdir())
-    same = ["digits-erw", "--out", str(finished)]
-    one_line(run_erw(*same), "already holds a run: --resume auto")
-    one_line(run_erw(*same, "--resume", "auto"), "give the same, or start a new run")
-    one_line(run_erw("digits-erw", "--resume", "/nowhere", "--out", str(finished / "x")), "neither a checkpoint nor")
+    same = ["digits-erw", "--out", finished]
+    mistake(capsys, train_ds.main, same, "already holds a run: --resume auto")
+    mistake(capsys, train_ds.main, [*same, "--resume", "auto"], "give the same, or start a new run")
+    elsewhere = ["digits-erw", "--resume", "/nowhere", "--out", finished / "x"]
+    mistake(capsys, train_ds.main, elsewhere, "neither a checkpoint nor")
     assert before == sorted(p.name for p in (finished / "checkpoints").iterdir())
 
 
@@ -127,28 +149,27 @@ def test_mistakes_in_resuming_get_one_line_and_lose_nothing(run_erw, finished):
         (["CUT"], "is truncated"),
     ],
 )
-def test_mistakes_in_sampling_get_one_line(run_erw, finished, arguments, says, tmp_path):
+def test_mistakes_in_sampling_get_one_line(capsys, finished, arguments, says, tmp_path):
     places = {"RUN": finished, "WARM": finished / "checkpoints" / f"{2 * BATCH:012d}", "CUT": tmp_path / "cut"}
     if arguments[0] == "CUT":
         shutil.copytree(finished / "checkpoints" / f"{6 * BATCH:012d}", tmp_path / "cut")
         (tmp_path / "cut" / "ema.safetensors").write_bytes(b"short")
-    arguments = [str(places.get(a, a)) for a in arguments]
-    one_line(run_erw("sample", *arguments, program="-m erw.cli"), says)
+    mistake(capsys, cli.main, ["sample", *(places.get(a, a) for a in arguments)], says)
 
 
-def test_a_teacher_that_cannot_be_had_offline_gets_one_line(run_erw, tmp_path):
-    """The hub is out of reach here: the line names the teacher and the way out."""
+def test_a_teacher_that_cannot_be_had_offline_gets_one_line(run_erw, one_rank, capsys, tmp_path):
+    """The hub is out of reach: the line names the teacher and the way out."""
     folder = tmp_path / "data"
     folder.mkdir()
     np.save(folder / "latents.npy", np.zeros((32, 4, 32, 32), np.float16))
     np.save(folder / "labels.npy", np.arange(32))
     (folder / "manifest.json").write_text('{"num_classes": 1000}')
     common = ["in256-repa-s2", "--data.path", str(folder), "--latents.kind", "pixels", "--out", str(tmp_path / "run")]
-    offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hub")}
-    one_line(run_erw(*common), "holds no teacher features")
-    one_line(run_erw(*common, "--teacher.source", "online"), "needs images in the dataset")
+    mistake(capsys, train_ds.main, common, "holds no teacher features")
+    online = [*common, "--teacher.source", "online"]
+    mistake(capsys, train_ds.main, online, "needs images in the dataset")
     np.save(folder / "images.npy", np.zeros((32, 3, 256, 256), np.uint8))
-    one_line(run_erw(*common, "--teacher.source", "online", env=offline), "cannot be had")
+    one_line(run_erw(*online, env={"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hub")}), "cannot be had")
 
 
 def test_no_compiler_is_needed(run_erw, tmp_path):
@@ -174,17 +195,12 @@ def test_two_ranks_at_stage_three_train_hand_over_and_resume(run_erw, tmp_path):
 
 @pytest.mark.dist
 def test_the_deepspeed_launcher_works_too(tmp_path):
-    import subprocess
-    from pathlib import Path
-
     root = Path(__file__).resolve().parents[2]
     launcher = Path(sys.executable).with_name("deepspeed")
     command = [str(launcher), "--num_gpus", "2", "--master_port", "29631", str(root / "train_ds.py"), "digits-sit",
                "--ds-config", "zero1", "--eval.name", "none", "--images", "64", "--out", str(tmp_path / "run")]  # fmt: skip
-    import os
-
     path = f"{launcher.parent}:{os.environ['PATH']}"
-    env = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PATH": path}
+    env = environment(DS_ACCELERATOR="cpu", OMP_NUM_THREADS="1", PATH=path)
     done = subprocess.run(command, capture_output=True, text=True, timeout=200, env=env, cwd=tmp_path)
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
     assert (tmp_path / "run" / "checkpoints" / f"{64:012d}" / "meta.json").exists()

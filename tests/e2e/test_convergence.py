@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from tiny import BATCH, tiny
 
 from erw.bench import convergence
 from erw.bench.demo import METHODS, check_equal_flops
@@ -14,6 +13,7 @@ from erw.bench.report import RESULTS, rewritten
 from erw.errors import UserError
 from erw.plan import phases
 from erw.presets import preset
+from tiny import BATCH, tiny
 
 pytestmark = pytest.mark.slow
 

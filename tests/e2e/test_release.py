@@ -6,25 +6,18 @@ import weakref
 import pytest
 import torch
 
-from erw.engine.ranks import start_ranks, stop_ranks
 from tiny import BATCH, tiny
 
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def ranks():
-    yield start_ranks()
-    stop_ranks()
-
-
 @pytest.mark.parametrize("stage", ["zero0", "zero1", "zero2", "zero3"])
-def test_a_warmup_engine_is_freed_and_holds_its_own_state_only(ranks, stage, tmp_path):
+def test_a_warmup_engine_is_freed_and_holds_its_own_state_only(one_rank, stage, tmp_path):
     from train_ds import build_engine
 
     precision = "fp32" if stage == "zero0" else "bf16"
     config = tiny("erw", tmp_path, engine={"ds_config": stage, "precision": precision})
-    engine = build_engine(config, config.method.phase(0), ranks, None)
+    engine = build_engine(config, config.method.phase(0), one_rank, None)
     assert engine.stage == min(int(stage[-1]), 2)
     trained = sum(p.numel() for p in engine.step_module.parameters())
     state = sum(engine.optimizer.state[t]["ema"].numel() for t in engine.shards.owned())

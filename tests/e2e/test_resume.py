@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from launch import environment
 from states import difference, state_at
 from tiny import BATCH, tiny
 
@@ -70,7 +71,7 @@ def test_a_killed_run_goes_on_with_the_same_command(run_erw, run_jobs, tmp_path)
     jobs.write_text(json.dumps([to_dict(killed)]))
     root = Path(__file__).resolve().parents[2]
     process = subprocess.Popen([sys.executable, str(root / "tests/support/ranks.py"), str(jobs)],
-                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment())  # fmt: skip
     deadline = time.time() + 120
     while not list((tmp_path / "killed" / "checkpoints").glob("0*")) and time.time() < deadline:
         time.sleep(0.02)
