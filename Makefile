@@ -5,9 +5,6 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed-$(shell cksum < requirements.lock | cut -d' ' -f1)
 
-# Threads that spin while they wait make a busy machine ten times slower.
-export OMP_WAIT_POLICY ?= PASSIVE
-
 .PHONY: help demo test test-fast lint format lock clean
 help:
 	@echo "make demo       train SiT, REPA and ERW on embedded digits at equal FLOPs; pictures in runs/demo"
@@ -30,6 +27,9 @@ $(STAMP): requirements.lock
 
 demo: $(STAMP)
 	@$(BIN)/python -m erw.bench.demo --out runs/demo
+
+# Tests run several processes at once, whose waiting threads must not spin.
+test test-fast: export OMP_WAIT_POLICY ?= PASSIVE
 
 test: $(STAMP)
 	@$(BIN)/python -m pytest -m "not slow" -q

@@ -54,7 +54,7 @@ def digits_run(name: str, method: Method, lr: float, warmup_share: float = 0.0) 
         warmup = images_for_budget(config, warmup_share * _DIGITS_FLOPS)
         config = replace(config, method=replace(method, warmup_images=warmup))
     images = images_for_budget(config, _DIGITS_FLOPS)
-    every = round(images / 4 / _DIGITS_BATCH) * _DIGITS_BATCH
+    every = -(-images // (4 * _DIGITS_BATCH)) * _DIGITS_BATCH  # rounded up: the fourth evaluation is the last image's
     return replace(config, train=replace(config.train, images=images), eval=replace(config.eval, every=every))
 
 
