@@ -30,13 +30,13 @@ def train(config: TrainConfig) -> None:
     config.check()
     ranks = start_ranks()
     micro = micro_batch(config.train.batch, config.engine.accumulation, ranks.count)
+    dataset, space = open_dataset(config.data), latent_space(config.latents)
+    check_data(config, dataset, space)
     run = Run(config, ranks)
     if run.complete:
         run.finish()
         return
 
-    dataset, space = open_dataset(config.data), latent_space(config.latents)
-    check_data(config, dataset, space)
     features = FeatureSource(config.teacher, dataset, ranks.device)
     with run.accounts.apart("teacher"):
         features.prepare()
@@ -45,7 +45,7 @@ def train(config: TrainConfig) -> None:
 
     method, batch_size, seed = config.method, config.train.batch, config.train.seed
     phase = run.phase
-    engine = build_engine(config, phase, ranks, run.carried)
+    engine = build_engine(config, phase, ranks, None)
     run.restore(engine)
     batches = stream(
         dataset, seed, run.images, batch_size, micro, ranks.rank, ranks.count,

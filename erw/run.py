@@ -33,7 +33,7 @@ class Run:
         self.config, self.ranks = config, ranks
         self.folder = Path(config.train.out)
         self.checkpoints = self.folder / "checkpoints"
-        self.images, self.carried = 0, None
+        self.images = 0
         self._resumed, self._meta = self._find_checkpoint(), None
         if self._resumed is not None:
             self._meta = checkpoint.read_meta(self._resumed)

@@ -72,11 +72,16 @@ class Telemetry:
             from torch.utils.tensorboard import SummaryWriter
 
             self._board = SummaryWriter(folder / "tensorboard", purge_step=start)
-        self._bar = tqdm(total=total_images, initial=start, unit="img", unit_scale=True, dynamic_ncols=True, mininterval=0.5)
+        # The bar appears with the first step: a mistake found before it gets a line of its own.
+        self._bar: tqdm | None = None
+        self._span = total_images, start
 
     def advance(self, images: int, phase: str) -> None:
         """Move the bar."""
         if self.speaks:
+            if self._bar is None:
+                total, start = self._span
+                self._bar = tqdm(total=total, initial=start, unit="img", unit_scale=True, dynamic_ncols=True, mininterval=0.5)
             self._bar.set_description(phase, refresh=False)
             self._bar.update(images)
 
@@ -92,7 +97,8 @@ class Telemetry:
             row = {k: float(v) if isinstance(v, Tensor) else v for k, v in values.items()}
             self._file.write(json.dumps({"images": images, **row}) + "\n")
             self._file.flush()
-            self._bar.set_postfix({k: f"{row[k]:.4g}" for k in ("loss", "align") if k in row}, refresh=False)
+            if self._bar is not None:
+                self._bar.set_postfix({k: f"{row[k]:.4g}" for k in ("loss", "align") if k in row}, refresh=False)
             if self._board:
                 for key, value in row.items():
                     if isinstance(value, (int, float)):
@@ -102,13 +108,14 @@ class Telemetry:
     def say(self, text: str) -> None:
         """One line above the bar."""
         if self.speaks:
-            self._bar.write(text)
+            tqdm.write(text)
 
     def close(self) -> None:
         """Write what is queued and end the bar."""
         if self.speaks:
             self.flush()
-            self._bar.close()
+            if self._bar is not None:
+                self._bar.close()
             self._file.close()
             if self._board:
                 self._board.close()
