@@ -23,6 +23,7 @@ def tiny(name: str, out, images: int = 6 * BATCH, **sections) -> TrainConfig:
         config,
         model=MODEL,
         method=METHODS[name],
+        optim=replace(config.optim, lr=1e-4),  # the papers'; the presets' own may change with a sweep
         train=replace(config.train, images=images, batch=BATCH, out=str(out), log_every=BATCH, tensorboard=False),
         eval=replace(config.eval, name="none"),
     )
