@@ -16,7 +16,7 @@ RESULTS = Path("bench/results")
 
 
 def demo_table(results: Path) -> str:
-    """The end points of `make demo`, with the first image of each curve's best quarter left to the picture."""
+    """The end points of `make demo`."""
     record = json.loads((results / "demo-digits.json").read_text(encoding="utf-8"))
     lines = ["| method | images | training FLOPs | seconds | Frechet distance | accuracy |", "|---|---|---|---|---|---|"]
     for name, entry in record["methods"].items():
