@@ -12,10 +12,10 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
-    # One import name: the two folders beside erw/ are installed inside it.
-    package_dir={"erw.kernels": "kernels", "erw.bench": "bench"},
-    packages=[*find_packages(include=["erw", "erw.*"]), "erw.kernels", "erw.bench"],
-    package_data={"erw": ["ds_configs/*.json"]},
+    # One import name: the three folders beside erw/ are installed inside it.
+    package_dir={"erw.kernels": "kernels", "erw.bench": "bench", "erw.ds_configs": "ds_configs"},
+    packages=[*find_packages(include=["erw", "erw.*"]), "erw.kernels", "erw.bench", "erw.ds_configs"],
+    package_data={"erw.ds_configs": ["*.json"]},
     py_modules=["train_ds"],
     install_requires=[
         "torch>=2.11",

@@ -18,6 +18,7 @@ import torch
 from erw.bench._env import fingerprint
 from erw.checkpoint import locate
 from erw.sample import balanced_labels, generate, grid, load_run, to_uint8
+from erw.teachers import load_teacher
 
 AXES = (("flops", "training FLOPs"), ("seconds", "training seconds"), ("images", "training images"))
 NAMES = {"sit": "SiT", "repa": "REPA", "erw": "ERW"}
@@ -35,7 +36,17 @@ def summarise(runs: dict[str, Path]) -> dict[str, Any]:
     for name, run in runs.items():
         accounts = json.loads((run / "accounts.json").read_text(encoding="utf-8"))
         methods[name] = {"curve": read_curve(run), "accounts": accounts, "checkpoint": locate(run).name}
-    return {"methods": methods, **environment()}
+    return {"methods": methods, "teacher": teacher_cost(runs), **environment()}
+
+
+def teacher_cost(runs: dict[str, Path]) -> dict[str, Any] | None:
+    """What the training of the runs' own teacher cost, which is in no run's FLOPs; None without one."""
+    names = {json.loads((run / "config.json").read_text(encoding="utf-8"))["teacher"]["name"] for run in runs.values()}
+    trained = sorted(name for name in names if name.startswith("digits-"))
+    if not trained:
+        return None
+    teacher = load_teacher(trained[0], torch.device("cpu"))
+    return {"name": trained[0], "training_flops": teacher.training_flops, "training_seconds": teacher.training_seconds}
 
 
 def environment() -> dict[str, Any]:

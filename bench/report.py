@@ -25,9 +25,13 @@ def demo_table(results: Path) -> str:
             f"| {NAMES[name]} | {last['images']:,} | {last['flops']:.3g} | {last['seconds']:.0f} |"
             f" {last['frechet']:.2f} | {last['accuracy']:.3f} |"
         )
-    versions, hardware = record["versions"], record["hardware"]
+    teacher, versions, hardware = record["teacher"], record["versions"], record["hardware"]
     lines.append(
-        f"\n{hardware['device']}, {hardware['threads']} threads, torch {versions['torch']}, deepspeed"
+        f"\nThe teacher's own training, in none of these figures: {teacher['training_flops']:.2g} FLOP,"
+        f" {teacher['training_seconds']:.0f} seconds."
+    )
+    lines.append(
+        f"{hardware['device']}, {hardware['threads']} threads, torch {versions['torch']}, deepspeed"
         f" {versions['deepspeed']}; one seed. Record: `bench/results/demo-digits.json`."
     )
     return "\n".join(lines)

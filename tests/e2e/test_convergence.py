@@ -33,7 +33,8 @@ def runs(run_jobs, tmp_path_factory):
 
 def test_the_summary_has_what_the_curves_need(runs, tmp_path):
     summary = json.loads(json.dumps(convergence.summarise(runs)))
-    assert set(summary) == {"methods", "hardware", "versions"} and list(summary["methods"]) == list(METHODS)
+    assert summary["teacher"]["training_flops"] > 0
+    assert set(summary) == {"methods", "teacher", "hardware", "versions"} and list(summary["methods"]) == list(METHODS)
     for entry in summary["methods"].values():
         assert [row["images"] for row in entry["curve"]] == [4 * BATCH, 6 * BATCH]
         assert all(set(row) == {"images", "flops", "seconds", "frechet", "accuracy"} for row in entry["curve"])

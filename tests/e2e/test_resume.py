@@ -28,27 +28,38 @@ def resumed(name: str, stage: str, out, origin: Path, images: int):
     return replace(config, train=replace(config.train, resume=str(origin / "checkpoints" / f"{images:012d}")))
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_six_steps_equal_some_plus_resume_plus_the_rest(stage, run_jobs, tmp_path):
-    # erw: inside the warm-up, at the hand-over (where the checkpoint still holds the warm-up) and after it.
-    stops = {"sit": [3], "repa": [3], "erw": [2, 3, 4]}
-    jobs = [job(name, stage, tmp_path / name, BATCH if len(stops[name]) > 1 else 3 * BATCH) for name in stops]
-    jobs += [
-        resumed(name, stage, tmp_path / f"{name}-{stop}", tmp_path / name, stop * BATCH)
-        for name in stops
-        for stop in stops[name]
-    ]
+# erw: inside the warm-up, at the hand-over (where the checkpoint still holds the warm-up) and after it.
+STOPS = {"sit": [3], "repa": [3], "erw": [2, 3, 4]}
+
+
+@pytest.fixture(scope="module")
+def runs(run_jobs, tmp_path_factory):
+    """Every method at every stage, whole and resumed, on two ranks: one launch, since starting costs more than running."""
+    folder = tmp_path_factory.mktemp("resume")
+    jobs = []
+    for stage in STAGES:
+        here = folder / stage
+        jobs += [job(name, stage, here / name, BATCH if len(STOPS[name]) > 1 else 3 * BATCH) for name in STOPS]
+        jobs += [
+            resumed(name, stage, here / f"{name}-{stop}", here / name, stop * BATCH) for name in STOPS for stop in STOPS[name]
+        ]
     run_jobs(jobs)
-    for name in stops:
-        for stop in stops[name]:
-            whole, parts = state_at(tmp_path / name, LAST), state_at(tmp_path / f"{name}-{stop}", LAST)
-            assert difference(whole, parts) == 0.0, (name, stop)
-            rows = [metrics(tmp_path / d) for d in (name, f"{name}-{stop}")]
-            assert rows[0][-1]["loss"] == rows[1][-1]["loss"]
-    handed = state_at(tmp_path / "erw", 3 * BATCH), state_at(tmp_path / "erw", 4 * BATCH)
-    # Phase 1 keeps state for its own parameters only, and phase 2 adds the rest.
-    assert set(handed[0]["exp_avg"]) < set(handed[1]["exp_avg"])
-    assert not any(n.startswith(("blocks.1.", "blocks.2.", "final_layer.")) for n in handed[0]["exp_avg"])
+    return folder
+
+
+@pytest.mark.parametrize(("name", "stop"), [(name, stop) for name in STOPS for stop in STOPS[name]])
+@pytest.mark.parametrize("stage", STAGES)
+def test_six_steps_equal_some_plus_resume_plus_the_rest(stage, name, stop, runs):
+    whole, parts = runs / stage / name, runs / stage / f"{name}-{stop}"
+    assert difference(state_at(whole, LAST), state_at(parts, LAST)) == 0.0
+    assert metrics(whole)[-1]["loss"] == metrics(parts)[-1]["loss"]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_phase_one_keeps_state_for_its_own_parameters_only(stage, runs):
+    warm, full = (set(state_at(runs / stage / "erw", images)["exp_avg"]) for images in (3 * BATCH, 4 * BATCH))
+    assert warm < full
+    assert not any(n.startswith(("blocks.1.", "blocks.2.", "final_layer.")) for n in warm)
 
 
 def metrics(run: Path) -> list[dict]:
