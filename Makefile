@@ -21,7 +21,7 @@ $(STAMP): requirements.lock
 		{ echo "erw: $(PYTHON) has no venv: install it (Debian: apt-get install python3-venv)" >&2; exit 2; }
 	@echo "installing pinned packages into $(VENV) (about three minutes and 6 GB, once)"
 	@rm -rf $(VENV) && $(PYTHON) -m venv $(VENV)
-	@DS_BUILD_OPS=0 $(BIN)/pip install --quiet --no-compile --disable-pip-version-check -r requirements.lock
+	@DS_BUILD_OPS=0 $(BIN)/pip install --quiet --disable-pip-version-check -r requirements.lock
 	@$(BIN)/pip install --quiet --no-deps --no-build-isolation --disable-pip-version-check -e .
 	@touch $@
 
