@@ -64,11 +64,20 @@ class WholeShards:
         self._tensor(parameter, key).copy_(value)
 
 
-class FlatShards:
-    """Stages 1 and 2: each rank owns a slice of one flat fp32 tensor per parameter group."""
+class _ZeroShards:
+    """What the ZeRO stages share: DeepSpeed assembles full tensors at each of them."""
 
     def __init__(self, zero):
         self.zero = zero
+
+    def get(self, parameter: nn.Parameter, key: str) -> Tensor:
+        if key == WEIGHTS:
+            return safe_get_full_fp32_param(parameter)
+        return safe_get_full_optimizer_state(parameter, key)
+
+
+class FlatShards(_ZeroShards):
+    """Stages 1 and 2: each rank owns a slice of one flat fp32 tensor per parameter group."""
 
     def owned(self) -> list[Tensor]:
         return list(self.zero.single_partition_of_fp32_groups)
@@ -77,11 +86,6 @@ class FlatShards:
         # DeepSpeed links state after the first group's step only; a second group would stay invisible.
         self.zero._hp_optimizer_states_linked = False
         self.zero._lazy_init_hp_params_optimizer_state()
-
-    def get(self, parameter: nn.Parameter, key: str) -> Tensor:
-        if key == WEIGHTS:
-            return safe_get_full_fp32_param(parameter)
-        return safe_get_full_optimizer_state(parameter, key)
 
     def set(self, parameter: nn.Parameter, key: str, value: Tensor) -> None:
         value = value.to(parameter.device)
@@ -92,22 +96,14 @@ class FlatShards:
             safe_set_full_optimizer_state(parameter, value, key)
 
 
-class PartitionedShards:
+class PartitionedShards(_ZeroShards):
     """Stage 3: each rank owns a slice of every parameter, padded to equal length."""
-
-    def __init__(self, zero):
-        self.zero = zero
 
     def owned(self) -> list[Tensor]:
         return list(self.zero.fp32_partitioned_groups_flat)
 
     def link(self) -> None:
         pass
-
-    def get(self, parameter: nn.Parameter, key: str) -> Tensor:
-        if key == WEIGHTS:
-            return safe_get_full_fp32_param(parameter)
-        return safe_get_full_optimizer_state(parameter, key)
 
     def _slice(self, parameter: nn.Parameter, value: Tensor) -> Tensor:
         # DeepSpeed's own full setter fails where the ranks do not divide the number of elements.
