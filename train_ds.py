@@ -18,7 +18,6 @@ from erw.engine.ranks import start_ranks, stop_ranks
 from erw.errors import exits_cleanly
 from erw.evaluate.running import RunningEvaluation
 from erw.latents import latent_space
-from erw.objectives.flow import draw
 from erw.options import parse
 from erw.plan import Costs, plan_text
 from erw.run import Run
@@ -37,7 +36,7 @@ def train(config: TrainConfig) -> None:
         run.finish()
         return
 
-    features = FeatureSource(config.teacher, dataset, ranks.device)
+    features = FeatureSource(config.active_teacher, dataset, ranks.device, config.method.group, micro)
     with run.accounts.apart("teacher"):
         features.prepare()
     costs = Costs(config, features)
@@ -49,7 +48,7 @@ def train(config: TrainConfig) -> None:
     run.restore(engine)
     batches = stream(
         dataset, seed, run.images, batch_size, micro, ranks.rank, ranks.count,
-        workers=config.data.workers, pin=ranks.device.type == "cuda",
+        workers=config.data.workers, pin=ranks.device.type == "cuda", wanted=features.wanted,
     )  # fmt: skip
 
     run.accounts.restart_clock()
@@ -63,11 +62,11 @@ def train(config: TrainConfig) -> None:
         for _ in range(config.engine.accumulation):
             batch = next(batches).to(ranks.device)
             latents = space.draw(batch.latents, seed, batch.index)
-            inputs = draw(config.objective, phase, seed, latents, batch.labels, batch.index, config.model.num_classes)
+            inputs = config.objective.draw(phase, seed, latents, batch.labels, batch.index, config.model.num_classes)
             target = features(batch) if phase.aligns else None
             losses.append(engine(inputs.x, inputs.t, inputs.y, inputs.target, target))
             engine.backward(losses[-1]["loss"])
-            engine.step(config.optim.lr_at(run.images - run.phase_start))
+            engine.step(run.lr_at(run.images))
 
         run.advance(phase, batch_size, batch_size * costs.per_image(phase), losses, engine)
         if phase.denoise and (run.complete or run.due(config.eval.every)):

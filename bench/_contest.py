@@ -67,7 +67,7 @@ class Scene:
         """Training FLOPs of one image: three forwards of backbone and projector (`erw.flops`)."""
         method = Repa(depth=self.encoder_depth)
         teacher = TeacherSpec(name="cached", width=self.feature_width, grid=self.config.grid)
-        return train_flops(self.config, method, method.phase(0), teacher)
+        return train_flops(self.config, method, method.phase(0), (teacher,))
 
     def inputs(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
         """VAE moments (B, 2C, S, S) fp32, labels (B,) int64, teacher features (B, T, F) fp32."""

@@ -77,7 +77,7 @@ def draw_samples(runs: dict[str, Path], path: Path, per_class: int = 6) -> None:
     for panel, (name, run) in zip(panels[0], runs.items(), strict=True):
         config, model, _ = load_run(run, torch.device("cpu"))
         classes = config.model.num_classes
-        images = generate(model, config.sample, balanced_labels(classes * per_class, classes), seed=0)
+        images = generate(model, config.objective, config.sample, balanced_labels(classes * per_class, classes), seed=0)
         panel.imshow(grid(to_uint8(images), columns=classes), cmap="gray", interpolation="nearest")
         side = images.shape[-1] + 1
         panel.set_xticks([side * i + side // 2 - 1 for i in range(classes)], [str(i) for i in range(classes)])

@@ -11,11 +11,11 @@ from torch import Tensor
 from erw.align.repa import Repa
 from erw.latents import LatentConfig, VaeLatents
 from erw.models.sit import SiT, SiTConfig
-from erw.objectives.flow import FlowConfig, draw
+from erw.objectives.flow import Flow
 from erw.ops import REFERENCE, OpSet
 from erw.optim import AdamWEMA, OptimConfig, param_groups
 from erw.step import TrainStep
-from erw.types import TeacherSpec
+from erw.types import Targets, TeacherSpec
 
 
 class OurStep:
@@ -43,9 +43,9 @@ class OurStep:
         optim = OptimConfig()
         with device:
             model = SiT(config, ops)
-            heads = method.build_heads(config, TeacherSpec(name="cached", width=feature_width, grid=config.grid))
+            heads = method.build_heads(config, (TeacherSpec(name="cached", width=feature_width, grid=config.grid),))
             self.index = torch.arange(batch)
-        self.module = TrainStep(model, heads, method, method.phase(0), ops).train()
+        self.module = TrainStep(model, heads, method, Flow(), method.phase(0), ops).train()
         self.parameters = [p for p in self.module.parameters() if p.requires_grad]
         self.masters = [p.detach().clone().requires_grad_() for p in self.parameters]
         for master in self.masters:
@@ -61,7 +61,7 @@ class OurStep:
             max_norm=optim.clip,
         )
         self.latents = VaeLatents(LatentConfig(kind="vae"))
-        self.flow, self.seed, self.null = FlowConfig(), seed, config.num_classes
+        self.seed, self.null = seed, config.num_classes
         if compile:
             for block in model.blocks:
                 block.compile(dynamic=False)
@@ -69,8 +69,8 @@ class OurStep:
     def __call__(self, moments: Tensor, labels: Tensor, features: Tensor) -> dict[str, Tensor]:
         """moments (B, 2C, S, S) fp32, labels (B,) int64, features (B, T, F), all on the device."""
         latents = self.latents.draw(moments, self.seed, self.index)
-        given = draw(self.flow, self.module.phase, self.seed, latents, labels, self.index, self.null)
-        losses = self.module(given.x, given.t, given.y, given.target, features)
+        given = self.module.objective.draw(self.module.phase, self.seed, latents, labels, self.index, self.null)
+        losses = self.module(given.x, given.t, given.y, given.target, Targets((features,)))
         losses["loss"].backward()
         torch._foreach_copy_([m.grad for m in self.masters], [p.grad for p in self.parameters])
         self.optimizer.step()

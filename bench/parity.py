@@ -23,9 +23,9 @@ from erw.bench.published import load_published
 from erw.bench.reference import Losses, ReferenceSiT, reference_losses
 from erw.errors import UserError, exits_cleanly
 from erw.models.sit import SiT, SiTConfig, sized
-from erw.objectives.flow import interpolate
+from erw.objectives.flow import Flow, interpolate
 from erw.step import TrainStep, public_name
-from erw.types import TeacherSpec
+from erw.types import Targets, TeacherSpec
 
 COEFFICIENT = 0.5
 # Largest relative L2 error: well above the rounding of 28 blocks, well below any difference in the formula.
@@ -137,8 +137,8 @@ def run_ours(problem: Problem, reference: nn.Module, perturb: float = 0.0) -> Ou
     """
     config, given = problem.config, problem.inputs()
     method = Repa(depth=problem.encoder_depth, coefficient=COEFFICIENT)
-    heads = method.build_heads(config, TeacherSpec(name="given", width=problem.feature_width, grid=config.grid))
-    step = TrainStep(SiT(config), heads, method, method.phase(0))
+    heads = method.build_heads(config, (TeacherSpec(name="given", width=problem.feature_width, grid=config.grid),))
+    step = TrainStep(SiT(config), heads, method, Flow(), method.phase(0))
     table = step.model.pos_embed.clone()
     private = {public_name(name): name for name in step.state_dict()}
     state = drawn_state(reference.state_dict() | {"pos_embed": table}, problem)
@@ -148,9 +148,9 @@ def run_ours(problem: Problem, reference: nn.Module, perturb: float = 0.0) -> Ou
     with torch.no_grad():
         step.model.blocks[config.depth // 2].mlp.fc1.weight.mul_(1 + perturb)
     seen: list[Tensor] = []
-    step.model.register_forward_hook(lambda module, args, output: seen.append(output.velocity.detach()))
+    step.model.register_forward_hook(lambda module, args, output: seen.append(output.prediction.detach()))
     x, target = interpolate(given["latents"], given["noise"], given["t"])
-    found = step(x, given["t"], given["labels"], target, given["features"])
+    found = step(x, given["t"], given["labels"], {"velocity": target}, Targets((given["features"],)))
     found["loss"].backward()
     return _outcome(seen[0], found["velocity"], found["align"], table, step)
 

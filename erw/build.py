@@ -22,11 +22,11 @@ def build_step(config: TrainConfig, phase: Phase, carried: dict[str, Tensor] | N
         torch.manual_seed(seed)
         model = SiT(config.model, opset)
         torch.manual_seed(seed + (1 << 32))
-        heads = config.method.build_heads(config.model, config.teacher_spec)
+        heads = config.method.build_heads(config.model, config.teacher_specs)
     if phase.depth is not None:
-        model.keep_prefix(phase.depth)
+        model.keep_span(phase.first, phase.depth)
     model.recompute = config.engine.recompute
-    step = TrainStep(model, heads, config.method, phase, opset)
+    step = TrainStep(model, heads, config.method, config.objective, phase, opset)
     if carried is not None:
         carry_over(step, carried)
     return step.train()

@@ -10,11 +10,12 @@ from erw.errors import UserError
 from erw.evaluate import EvalConfig
 from erw.latents import LatentConfig
 from erw.models.sit import SiTConfig
-from erw.objectives.flow import FlowConfig
+from erw.objectives import OBJECTIVES, Flow, Objective
 from erw.optim import OptimConfig
 from erw.samplers import SampleConfig
 from erw.settings import from_dict, nearest, setting
-from erw.teachers import TeacherConfig, teacher_spec
+from erw.teachers import TeacherConfig, teacher_specs
+from erw.types import TeacherSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +46,7 @@ class TrainConfig:
 
     model: SiTConfig = field(default_factory=SiTConfig)
     method: Method
-    objective: FlowConfig = field(default_factory=FlowConfig)
+    objective: Objective = field(default_factory=Flow)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: RunConfig = field(default_factory=RunConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -57,7 +58,9 @@ class TrainConfig:
 
     def check(self) -> None:
         """Raise `UserError` where sections contradict each other. Needs no data and no device."""
-        self.method.check(self.model, self.teacher_spec, self.train.batch)
+        self.method.check(self.model, self.teacher_specs, self.train.batch)
+        self.objective.check(self.model)
+        self.sample.check(self.objective)
         check_precision(self.engine)
         for boundary in self.method.boundaries():
             if boundary >= self.train.images:
@@ -67,18 +70,26 @@ class TrainConfig:
                 )
 
     @property
-    def teacher_spec(self):
-        """The teacher's shape, None where the method needs none."""
-        return teacher_spec(self.teacher.name) if self.method.needs_teacher else None
+    def active_teacher(self) -> TeacherConfig:
+        """The teacher's settings; none where the method has no use for one."""
+        return self.teacher if self.method.needs_teacher else TeacherConfig()
+
+    @property
+    def teacher_specs(self) -> tuple[TeacherSpec, ...]:
+        """The shapes of the teachers that the method uses."""
+        return teacher_specs(self.active_teacher)
 
 
 def config_from_dict(data: dict[str, Any]) -> TrainConfig:
     """The inverse of `erw.settings.to_dict` for a `TrainConfig`."""
 
-    def method(entry: dict[str, Any]) -> Method:
-        name = entry.get("name")
-        if name not in METHODS:
-            raise UserError(f"method '{name}' is not known; {nearest(str(name), METHODS)}")
-        return from_dict(METHODS[name], entry)
+    def by_name(section: str, known: dict[str, type]):
+        def build(entry: dict[str, Any]):
+            name = entry.get("name")
+            if name not in known:
+                raise UserError(f"{section} '{name}' is not known; {nearest(str(name), known)}")
+            return from_dict(known[name], entry)
 
-    return from_dict(TrainConfig, data, {Method: method})
+        return build
+
+    return from_dict(TrainConfig, data, {Method: by_name("method", METHODS), Objective: by_name("objective", OBJECTIVES)})

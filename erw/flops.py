@@ -30,7 +30,7 @@ def embed_flops(model: SiTConfig) -> int:
 
 def final_flops(model: SiTConfig) -> int:
     """Forward of the final layer for one image."""
-    patch = model.patch_size**2 * model.in_channels
+    patch = model.patch_size**2 * model.out_channels
     return 2 * (model.tokens * patch * model.width + 2 * model.width**2)
 
 
@@ -39,13 +39,13 @@ def forward_flops(model: SiTConfig) -> int:
     return embed_flops(model) + model.depth * block_flops(model) + final_flops(model)
 
 
-def train_flops(model: SiTConfig, method: Method, phase: Phase, teacher: TeacherSpec | None) -> int:
-    """One training image in ``phase``, without the teacher."""
+def train_flops(model: SiTConfig, method: Method, phase: Phase, teachers: tuple[TeacherSpec, ...]) -> int:
+    """One training image in ``phase``, without the teachers."""
     if phase.depth is None:
         forward = forward_flops(model)
     else:
-        forward = embed_flops(model) + phase.depth * block_flops(model)
-    return 3 * (forward + (method.head_flops(model, teacher) if phase.aligns else 0))
+        forward = embed_flops(model) + phase.blocks * block_flops(model)
+    return 3 * (forward + (method.head_flops(model, teachers) if phase.aligns else 0))
 
 
 def teacher_share(forward: int, cached_images: int | None, planned_images: int) -> float:

@@ -12,10 +12,13 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from erw.errors import UserError
 
 NORM_EPS = 1e-6
+_IMAGES = 16  # of which logits are held at a time
+_AGAIN = {"use_reentrant": False, "preserve_rng_state": False}
 
 
 def _wide(*tensors: Tensor) -> torch.dtype:
@@ -85,6 +88,45 @@ def cosine_alignment(z: Tensor, target: Tensor) -> Tensor:
     return -F.cosine_similarity(z.to(wide), target.detach().to(wide), dim=-1, eps=1e-12).mean(dim=-1)
 
 
+def _contrast(z: Tensor, u: Tensor, positive: Tensor, tau: float) -> Tensor:
+    """Cross-entropy of each row of z (K, b, D) against its ``positive`` (b,) among the rows of u (K, G, D): (K, b)."""
+    wide = _wide(z)
+    z, u = F.normalize(z.to(wide), dim=-1, eps=1e-12), F.normalize(u.to(wide), dim=-1, eps=1e-12)
+    logits = z @ u.transpose(1, 2) / tau
+    return torch.logsumexp(logits, dim=-1) - logits.gather(-1, positive.view(1, -1, 1).expand(len(z), -1, 1)).squeeze(-1)
+
+
+def nt_xent_alignment(z: Tensor, target: Tensor, *, first: int, group: int, tau: float) -> Tensor:
+    """NT-Xent with in-batch negatives per sample (ERW, Sec. 3): token n of image i against token n of the images j of its
+    group, -log softmax_j(cos(z_in, u_jn) / tau) at j = i, averaged over n.
+
+    z (B, N, D) projected hidden state; target (W, N, D) teacher tokens of whole groups of ``group`` images, without
+    gradient; z's first image is target's row ``first``. Returns (B,) fp32 (fp64 for fp64 input). One group's logits
+    (N, G, G) exist at a time and are computed again for the backward.
+    """
+    target = target.detach()
+    losses = []
+    start = 0
+    while start < len(z):
+        low = (first + start) // group * group
+        stop = min(len(z), low + group - first)
+        positive = torch.arange(first + start - low, first + stop - low, device=z.device)
+        tokens = z[start:stop].transpose(0, 1), target[low : low + group].transpose(0, 1)
+        losses.append(checkpoint(_contrast, *tokens, positive, tau, **_AGAIN).mean(dim=0))
+        start = stop
+    return torch.cat(losses)
+
+
+def nt_xent_in_image(z: Tensor, target: Tensor, *, tau: float) -> Tensor:
+    """NT-Xent whose negatives are the other tokens of the same image: -log softmax_m(cos(z_in, u_im) / tau) at m = n.
+
+    z, target (B, N, D). Returns (B,) fp32 (fp64 for fp64 input). Logits (_IMAGES, N, N) exist at a time.
+    """
+    positive = torch.arange(z.shape[1], device=z.device)
+    parts = zip(z.split(_IMAGES), target.detach().split(_IMAGES), strict=True)
+    return torch.cat([checkpoint(_contrast, *part, positive, tau, **_AGAIN).mean(dim=1) for part in parts])
+
+
 def velocity_mse(velocity: Tensor, target: Tensor) -> Tensor:
     """Mean squared error per sample: (B, C, H, W) twice to (B,) fp32 (fp64 for fp64 input)."""
     wide = _wide(velocity)
@@ -101,6 +143,8 @@ class OpSet:
     attention: Callable = attention
     gelu: Callable = gelu
     cosine_alignment: Callable = cosine_alignment
+    nt_xent_alignment: Callable = nt_xent_alignment
+    nt_xent_in_image: Callable = nt_xent_in_image
     velocity_mse: Callable = velocity_mse
 
 

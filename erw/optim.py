@@ -7,6 +7,7 @@ costs 1/N of the memory, is updated in the same pass and is saved with the rest,
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -38,6 +39,8 @@ class OptimConfig:
 
     lr: float = setting(1e-4, "learning rate")
     lr_warmup_images: int = setting(0, "images over which the learning rate rises from 0, at the start of each phase")
+    lr_schedule: Literal["constant", "linear", "cosine"] = setting("constant", "how the learning rate falls after that")
+    lr_final: float = setting(0.0, "what it falls to at the end of each phase, as a share of lr")
     betas: tuple[float, ...] = setting((0.9, 0.999), "decay of the first and second moment")
     eps: float = setting(1e-8, "added to the root of the second moment")
     weight_decay: float = setting(0.0, "decoupled weight decay, on matrices only")
@@ -49,6 +52,8 @@ class OptimConfig:
             raise UserError(f"--optim.lr must be above 0, not {self.lr}")
         if len(self.betas) != 2 or not all(0 <= b < 1 for b in self.betas):
             raise UserError(f"--optim.betas takes two numbers in [0, 1), not {self.betas}")
+        if not 0 <= self.lr_final <= 1:
+            raise UserError(f"--optim.lr_final is a share of --optim.lr, in 0..1, not {self.lr_final}")
         if self.ema_half_life <= 0:
             raise UserError("--optim.ema_half_life must be above 0 images")
 
@@ -56,11 +61,13 @@ class OptimConfig:
         """Decay of one step of ``batch`` images."""
         return 0.5 ** (batch / self.ema_half_life)
 
-    def lr_at(self, images_into_phase: int) -> float:
-        """Learning rate of the step that starts ``images_into_phase`` images after its phase began."""
-        if images_into_phase >= self.lr_warmup_images:
-            return self.lr
-        return self.lr * images_into_phase / self.lr_warmup_images
+    def lr_at(self, images_into_phase: int, phase_images: int) -> float:
+        """Learning rate of the step that starts ``images_into_phase`` images after its phase of ``phase_images`` began."""
+        if images_into_phase < self.lr_warmup_images:
+            return self.lr * images_into_phase / self.lr_warmup_images
+        share = (images_into_phase - self.lr_warmup_images) / max(1, phase_images - self.lr_warmup_images)
+        left = {"constant": 1.0, "linear": 1 - share, "cosine": 0.5 * (1 + math.cos(math.pi * share))}[self.lr_schedule]
+        return self.lr * (self.lr_final + (1 - self.lr_final) * left)
 
 
 def param_groups(parameters: Iterable[Tensor], weight_decay: float) -> list[dict]:

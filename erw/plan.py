@@ -16,7 +16,7 @@ class Costs:
     def per_image(self, phase: Phase) -> float:
         """See `erw.flops`."""
         config = self.config
-        step = train_flops(config.model, config.method, phase, config.teacher_spec)
+        step = train_flops(config.model, config.method, phase, config.teacher_specs)
         return step + (self.features.flops(config.train.images) if self.features and phase.aligns else 0.0)
 
 
@@ -55,7 +55,7 @@ def plan_text(config: TrainConfig, ranks: int = 1) -> str:
     for phase, images in phases(config):
         each = costs.per_image(phase)
         total += each * images
-        blocks = f"blocks 1..{phase.depth} on clean latents at t = 0" if phase.depth else "the whole model"
+        blocks = f"blocks {phase.first}..{phase.depth} on clean latents at t = 0" if phase.depth else "the whole model"
         align = f"alignment of block {phase.taps[0]}, weight {phase.coefficient:g}" if phase.aligns else "no alignment"
         lines += [f"phase {phase.name}: {images:,} images = {images // config.train.batch:,} steps of {blocks}; {align};"
                   f" ZeRO-{min(stage, 3 if phase.depth is None else 2)}; {each / 1e9:.4g} GFLOP an image"]  # fmt: skip

@@ -76,6 +76,12 @@ class Run:
     def _start_of(self, images: int) -> int:
         return max([b for b in self.config.method.boundaries() if b <= images], default=0)
 
+    def lr_at(self, images: int) -> float:
+        """Learning rate of the step that starts at ``images``, within the phase that is running."""
+        later = [b for b in self.config.method.boundaries() if b > self.phase_start]
+        end = min([*later, self.config.train.images])
+        return self.config.optim.lr_at(images - self.phase_start, end - self.phase_start)
+
     @property
     def complete(self) -> bool:
         """Whether every image has been trained."""
@@ -95,7 +101,7 @@ class Run:
             entry = self.accounts.phases[phase.name]
             values: dict[str, Any] = dict(self.ranks.mean(losses))
             values |= {"grad_norm": engine.grad_norm(), "coefficient": phase.coefficient, "phase": phase.name}
-            values |= {"lr": self.config.optim.lr_at(self._before - self.phase_start)}
+            values |= {"lr": self.lr_at(self._before)}
             values |= {"images_per_second": entry["images"] / max(entry["seconds"], 1e-9)}
             values |= {"seconds": self.accounts.total("seconds"), "flops": self.accounts.total("flops")}
             self.telemetry.log(self.images, {k: v for k, v in values.items() if v is not None})

@@ -16,25 +16,29 @@ from erw.config import TrainConfig, config_from_dict
 from erw.errors import UserError
 from erw.latents import latent_space
 from erw.models.sit import SiT
+from erw.objectives import Objective
 from erw.rng import Purpose
 from erw.samplers import SampleConfig, sample
 
 
-def generate(model: SiT, config: SampleConfig, labels: Tensor, *, seed: int, first: int = 0, batch: int = 250,
-             progress: bool = False) -> Tensor:  # fmt: skip
-    """Latents (N, C, S, S) fp32 on the CPU for labels (N,). Image i depends on (seed, first + i) alone, not on batch."""
+def generate(model: SiT, objective: Objective, config: SampleConfig, labels: Tensor, *, seed: int, first: int = 0,
+             batch: int = 250, progress: bool = False) -> Tensor:  # fmt: skip
+    """Latents (N, C, S, S) fp32 on the CPU for labels (N,).
+
+    Image i depends on (seed, first + i) alone, not on the batch (with dopri5: not beyond its tolerance).
+    """
     device = next(model.parameters()).device
     shape = (model.config.in_channels, model.config.input_size, model.config.input_size)
 
-    def velocity(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        return model(x.float(), t.float().to(device), y).velocity.double()
+    def network(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        return model(x.float(), t.float().to(device), y).prediction.double()
 
     parts = []
     for start in tqdm(range(0, len(labels), batch), unit="batch", disable=not progress):
         y = labels[start : start + batch].to(device)
         index = torch.arange(first + start, first + start + len(y), device=device)
         null = model.config.num_classes
-        parts.append(sample(velocity, config, seed=seed, index=index, y=y, shape=shape, null=null).cpu())
+        parts.append(sample(network, config, objective, seed=seed, index=index, y=y, shape=shape, null=null).cpu())
     return torch.cat(parts)
 
 
@@ -45,7 +49,7 @@ def balanced_labels(count: int, num_classes: int) -> Tensor:
 
 def random_labels(count: int, num_classes: int, seed: int) -> Tensor:
     """(count,) labels drawn uniformly, a function of (seed, position)."""
-    return (rng.uniform(seed, torch.arange(count), Purpose.SAMPLER_LABEL) * num_classes).long()
+    return (rng.uniform(seed, torch.arange(count), Purpose.SAMPLER_LABEL) * num_classes).long().clamp(max=num_classes - 1)
 
 
 def to_uint8(images: Tensor) -> np.ndarray:
@@ -71,7 +75,7 @@ def load_run(path: Path, device: torch.device, weights: str = "ema") -> tuple[Tr
     meta = read_meta(checkpoint)
     config = config_from_dict(meta.config)
     if config.method.phase(max(meta.images - 1, 0)).depth is not None:
-        raise UserError(f"{checkpoint} lies in the warm-up: it has no velocity to sample with; take a later checkpoint")
+        raise UserError(f"{checkpoint} lies in the warm-up: it has no output to sample with; take a later checkpoint")
     return config, build_sampler_model(config.model, read_tensors(checkpoint, weights), device), checkpoint
 
 
@@ -84,7 +88,7 @@ def write_samples(path: Path, out: Path | None, count: int, labels: str, seed: i
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     config, model, checkpoint = load_run(path, device, weights)
     chosen = parse_labels(labels, count, config.model.num_classes, seed)
-    latents = generate(model, changes or config.sample, chosen, seed=seed, progress=True)
+    latents = generate(model, config.objective, changes or config.sample, chosen, seed=seed, progress=True)
     space = latent_space(config.latents)
     images = torch.cat([space.decode(part.to(device)).cpu() for part in latents.split(32)])
     pixels = to_uint8(images)

@@ -4,8 +4,9 @@ from torch import Tensor, nn
 
 from erw.align.base import Method
 from erw.models.sit import SiT
+from erw.objectives import Objective
 from erw.ops import REFERENCE, OpSet
-from erw.types import Phase
+from erw.types import Phase, Targets
 
 _PREFIXES = ("model.", "heads.")
 
@@ -13,25 +14,28 @@ _PREFIXES = ("model.", "heads.")
 class TrainStep(nn.Module):
     """Backbone and train-only heads in; losses out. ``phase`` is set by the loop before each step."""
 
-    def __init__(self, model: SiT, heads: nn.Module, method: Method, phase: Phase, ops: OpSet = REFERENCE):
+    def __init__(self, model: SiT, heads: nn.Module, method: Method, objective: Objective, phase: Phase,
+                 ops: OpSet = REFERENCE):  # fmt: skip
         super().__init__()
         self.model, self.heads = model, heads
-        self.method, self.phase, self.ops = method, phase, ops
+        self.method, self.objective, self.phase, self.ops = method, objective, phase, ops
 
-    def forward(self, x: Tensor, t: Tensor, y: Tensor, target: Tensor | None, features: Tensor | None):
-        """x (B, C, S, S), t (B,), y (B,), velocity target or None, teacher features (B, N, Z) or None.
+    def forward(self, x: Tensor, t: Tensor, y: Tensor, target: dict[str, Tensor] | None, teacher: Targets | None):
+        """x (B, C, S, S), t (B,), y (B,), the objective's targets or None, the teachers' tokens or None.
 
-        Returns a dict of 0-d tensors, means over the B samples: ``loss`` (what is differentiated) and its parts
-        ``velocity`` and ``align`` where the phase has them.
+        Returns a dict of 0-d tensors, means over the B samples: ``loss`` (what is differentiated) and its parts: the
+        objective's (``velocity``, or ``mse`` and ``vlb``) and ``align``, where the phase has them.
         """
         phase = self.phase
         output = self.model(x, t, y, taps=phase.taps if phase.aligns else ())
         losses = {}
         if phase.denoise:
-            losses["velocity"] = self.ops.velocity_mse(output.velocity, target).mean()
+            parts = self.objective.losses(output.prediction, x, t, target, self.ops)
+            losses |= {name: part.mean() for name, part in parts.items()}
+        total = sum(losses.values())
         if phase.aligns:
-            losses["align"] = self.method.loss(self.heads, output.taps, features, self.ops).mean()
-        total = losses.get("velocity", 0.0) + phase.coefficient * losses.get("align", 0.0)
+            losses["align"] = self.method.loss(self.heads, output.taps, teacher, self.ops).mean()
+            total = total + phase.coefficient * losses["align"]
         return {"loss": total, **losses}
 
 

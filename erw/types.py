@@ -1,6 +1,6 @@
 """The few types that data, models and methods share."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 
 import torch
 from torch import Tensor
@@ -13,20 +13,46 @@ class Batch:
     latents   (B, C, H, W) fp32, scaled to unit variance, as the model sees them
     labels    (B,) int64
     index     (B,) int64, position of each sample in the training stream (0, 1, 2, ... over all epochs)
-    features  (B, N, D) or None: the teacher's patch tokens of the clean image, N a square grid in row order
-    images    (B, 3, H, W) uint8 or None: for a teacher that runs online
+    features  teacher name to (W, N, D), its patch tokens of the clean images, N a square grid in row order
+    images    (W, ...) or None: for teachers that run online
+    first     row of the micro-batch's first image among the W; W is B unless the method wants more (`Method.group`)
     """
 
     latents: Tensor
     labels: Tensor
     index: Tensor
-    features: Tensor | None = None
+    features: dict[str, Tensor] = field(default_factory=dict)
     images: Tensor | None = None
+    first: int = 0
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on ``device`` (asynchronous from pinned memory)."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Batch(**{k: v if v is None else v.to(device, non_blocking=True) for k, v in values.items()})
+
+        def move(value):
+            return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+
+        moved = {f.name: move(getattr(self, f.name)) for f in fields(self)}
+        return Batch(**moved | {"features": {name: move(tokens) for name, tokens in self.features.items()}})
+
+    def pin_memory(self) -> "Batch":
+        """The same batch in pinned memory; the loader calls this."""
+
+        def pin(value):
+            return value.pin_memory() if isinstance(value, Tensor) else value
+
+        pinned = {f.name: pin(getattr(self, f.name)) for f in fields(self)}
+        return Batch(**pinned | {"features": {name: pin(tokens) for name, tokens in self.features.items()}})
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What a method aligns with: for each teacher the tokens (W, N, D), and the row among the W of the first image.
+
+    W is the micro-batch, or the groups that it lies in where negatives come from them (`Method.group`).
+    """
+
+    tokens: tuple[Tensor, ...]
+    first: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +61,8 @@ class Phase:
 
     name         shown in logs and checkpoints
     denoise      True: x_t at a random t and the velocity loss; False: the clean latent at t = 0, alignment only
-    depth        number of blocks that exist and run; None: all of them and the final layer
+    depth        last block that exists and runs; None: all of them and the final layer
+    first        first block that exists and runs, where there is a depth
     taps         blocks (counted from 1) whose output the method wants to see
     coefficient  weight of the alignment loss; 0 means that nothing of the method is computed
     """
@@ -43,6 +70,7 @@ class Phase:
     name: str
     denoise: bool = True
     depth: int | None = None
+    first: int = 1
     taps: tuple[int, ...] = ()
     coefficient: float = 0.0
 
@@ -50,6 +78,11 @@ class Phase:
     def aligns(self) -> bool:
         """Whether this phase needs the teacher and the method's heads."""
         return self.coefficient != 0.0
+
+    @property
+    def blocks(self) -> int | None:
+        """How many blocks exist and run; None: all of them."""
+        return None if self.depth is None else self.depth - self.first + 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,3 +92,11 @@ class TeacherSpec:
     name: str
     width: int
     grid: int
+
+
+@dataclass(frozen=True)
+class CachedTeacher:
+    """Features that a dataset holds: of which teacher, and what its forward for one image cost in FLOPs."""
+
+    spec: TeacherSpec
+    flops: int

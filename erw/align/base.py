@@ -8,7 +8,7 @@ from erw.errors import UserError
 from erw.models.sit import SiTConfig
 from erw.ops import OpSet
 from erw.settings import setting
-from erw.types import Phase, TeacherSpec
+from erw.types import Phase, Targets, TeacherSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,8 +26,13 @@ class Method:
         """Whether any phase looks at teacher features."""
         return False
 
-    def check(self, model: SiTConfig, teacher: TeacherSpec | None, batch: int) -> None:
-        """Raise `UserError` where the settings do not fit the model, the teacher or the global batch size."""
+    @property
+    def group(self) -> int:
+        """Images whose teacher tokens the loss of each sees: stream positions k * group to (k + 1) * group - 1. 1: its own."""
+        return 1
+
+    def check(self, model: SiTConfig, teachers: tuple[TeacherSpec, ...], batch: int) -> None:
+        """Raise `UserError` where the settings do not fit the model, the teachers or the global batch size."""
 
     def phase(self, images: int) -> Phase:
         """The phase of the step that starts when ``images`` training images have been seen."""
@@ -37,16 +42,16 @@ class Method:
         """Image counts at which a phase of another name begins, in order."""
         return ()
 
-    def build_heads(self, model: SiTConfig, teacher: TeacherSpec | None) -> nn.Module:
+    def build_heads(self, model: SiTConfig, teachers: tuple[TeacherSpec, ...]) -> nn.Module:
         """Modules that exist in training only; their parameters join the optimizer."""
         return nn.Module()
 
-    def head_flops(self, model: SiTConfig, teacher: TeacherSpec | None) -> int:
+    def head_flops(self, model: SiTConfig, teachers: tuple[TeacherSpec, ...]) -> int:
         """FLOPs of the heads' forward for one image (1 multiply-add = 2)."""
         return 0
 
-    def loss(self, heads: nn.Module, taps: dict[int, Tensor], target: Tensor, ops: OpSet) -> Tensor:
-        """Alignment loss per sample, (B,) fp32, from tapped hidden states (B, T, D) and teacher tokens (B, N, Z)."""
+    def loss(self, heads: nn.Module, taps: dict[int, Tensor], targets: Targets, ops: OpSet) -> Tensor:
+        """Alignment loss per sample, (B,) fp32, from tapped hidden states (B, T, D) and the teachers' tokens."""
         raise NotImplementedError
 
 
@@ -56,14 +61,15 @@ def check_depth(name: str, depth: int, model: SiTConfig) -> None:
         raise UserError(f"--method.{name} {depth} is not a block of this model: it has blocks 1 to {model.depth}")
 
 
-def check_teacher(method: Method, model: SiTConfig, teacher: TeacherSpec | None) -> None:
-    """Raise unless a method that needs a teacher has one whose patch grid is the model's token grid."""
+def check_teachers(method: Method, model: SiTConfig, teachers: tuple[TeacherSpec, ...]) -> None:
+    """Raise unless a method that needs a teacher has one or more whose patch grid is the model's token grid."""
     if not method.needs_teacher:
         return
-    if teacher is None:
+    if not teachers:
         raise UserError(f"method {method.name} needs a teacher: name one with --teacher.name")
-    if teacher.grid != model.grid:
-        raise UserError(
-            f"teacher {teacher.name} gives {teacher.grid}x{teacher.grid} patches, the model has {model.grid}x{model.grid}"
-            " tokens: choose another --teacher.name or --model.patch_size"
-        )
+    for teacher in teachers:
+        if teacher.grid != model.grid:
+            raise UserError(
+                f"teacher {teacher.name} gives {teacher.grid}x{teacher.grid} patches, the model has"
+                f" {model.grid}x{model.grid} tokens: choose another --teacher.name or --model.patch_size"
+            )

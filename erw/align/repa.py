@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from erw.align.base import check_depth, check_teacher
+from erw.align.base import check_depth, check_teachers
 from erw.align.projector import ProjectedMethod
 from erw.models.sit import SiTConfig
 from erw.settings import setting
@@ -11,7 +11,7 @@ from erw.types import Phase, TeacherSpec
 
 @dataclass(frozen=True, kw_only=True)
 class Repa(ProjectedMethod):
-    """L = L_velocity + coefficient * L_align (REPA, Eq. 9), the same from the first image to the last."""
+    """L = L_velocity + coefficient * L_align (REPA, Eq. 9), the same from the first image to the last unless it decays."""
 
     name: str = "repa"
     depth: int = setting(8, "block (from 1) whose output is aligned")
@@ -21,11 +21,11 @@ class Repa(ProjectedMethod):
     def needs_teacher(self) -> bool:
         return self.coefficient != 0.0
 
-    def check(self, model: SiTConfig, teacher: TeacherSpec | None, batch: int) -> None:
+    def check(self, model: SiTConfig, teachers: tuple[TeacherSpec, ...], batch: int) -> None:
         check_depth("depth", self.depth, model)
-        check_teacher(self, model, teacher)
+        self.check_projection()
+        check_teachers(self, model, teachers)
 
     def phase(self, images: int) -> Phase:
-        if self.coefficient == 0.0:
-            return Phase(name="train")
-        return Phase(name="train", taps=(self.depth,), coefficient=self.coefficient)
+        weight = self.decayed(self.coefficient, images)
+        return Phase(name="train", taps=(self.depth,) if weight else (), coefficient=weight)

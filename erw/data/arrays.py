@@ -1,9 +1,9 @@
 """A folder of memory-mapped arrays: the simplest dataset of latents that needs no library to write.
 
-    manifest.json   {"num_classes": 1000, "teacher": {"name", "width", "grid", "flops_per_image"} or null}
+    manifest.json   {"num_classes": 1000, "teachers": [{"name", "width", "grid", "flops_per_image", "file"}]}
     latents.npy     (N, C, S, S) latents, or (N, 2C, S, S) VAE moments (mean, then standard deviation); fp16 or fp32
     labels.npy      (N,) integers in 0..num_classes-1
-    features.npy    (N, T, D) teacher patch tokens; only with a teacher in the manifest
+    FILE            (N, T, D) patch tokens of each teacher in the manifest; features.npy where it names no file
     images.npy      (N, 3, H, W) uint8; optional, for a teacher that runs online
 
 Which of the two `latents.npy` holds is the latent space's business (`erw.latents`).
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from erw.errors import UserError
-from erw.types import TeacherSpec
+from erw.types import CachedTeacher, TeacherSpec
 
 
 class ArrayDataset:
@@ -40,11 +40,12 @@ class ArrayDataset:
                 f"{self.path}/labels.npy holds {low}..{high}, outside 0..{self.num_classes - 1}: mend the labels or"
                 " num_classes in manifest.json"
             )
-        self.teacher, self.teacher_flops, self.features = None, 0, None
-        present = (self.path / "images.npy").exists()
-        self.images = self._open("images.npy", 4, rows=len(self.latents)) if present else None
-        if manifest.get("teacher"):
-            self._open_features(manifest["teacher"])
+        self.has_images = (self.path / "images.npy").exists()
+        self._images = self._open("images.npy", 4, rows=len(self.latents)) if self.has_images else None
+        self.cached: dict[str, CachedTeacher] = {}
+        self._features: dict[str, np.ndarray] = {}
+        for entry in manifest.get("teachers") or [e for e in [manifest.get("teacher")] if e]:
+            self._open_features(entry)
 
     def _manifest(self) -> dict:
         file = self.path / "manifest.json"
@@ -71,32 +72,36 @@ class ArrayDataset:
 
     def _open_features(self, entry: dict) -> None:
         try:
-            self.teacher = TeacherSpec(name=entry["name"], width=int(entry["width"]), grid=int(entry["grid"]))
-            self.teacher_flops = int(entry["flops_per_image"])
+            spec = TeacherSpec(name=entry["name"], width=int(entry["width"]), grid=int(entry["grid"]))
+            file, flops = entry.get("file", "features.npy"), int(entry["flops_per_image"])
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{self.path}/manifest.json: teacher lacks or garbles {error}") from None
-        self.features = self._open("features.npy", 3, rows=len(self.latents))
-        if self.features.shape[1:] != (self.teacher.grid**2, self.teacher.width):
+        features = self._open(file, 3, rows=len(self.latents))
+        if features.shape[1:] != (spec.grid**2, spec.width):
             raise UserError(
-                f"{self.path}/features.npy holds {self.features.shape[1:]} an image, the manifest's teacher"
-                f" {self.teacher.name} gives ({self.teacher.grid**2}, {self.teacher.width})"
+                f"{self.path}/{file} holds {features.shape[1:]} an image, the manifest's teacher {spec.name} gives"
+                f" ({spec.grid**2}, {spec.width})"
             )
+        self.cached[spec.name], self._features[spec.name] = CachedTeacher(spec, flops), features
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def fetch(self, rows: np.ndarray) -> dict[str, Tensor]:
-        """Rows as tensors: latents fp32, labels int64, features in their stored dtype."""
-        # Sorted rows turn random page faults into a forward sweep of the file.
-        order = np.argsort(rows, kind="stable")
-        back = np.argsort(order, kind="stable")
+        """Rows as tensors: latents fp32, labels int64."""
+        return {"latents": _rows(self.latents, rows).float(), "labels": _rows(self.labels, rows).long()}
 
-        def read(array: np.ndarray) -> Tensor:
-            return torch.from_numpy(np.ascontiguousarray(array[rows[order]][back]))
+    def features(self, name: str, rows: np.ndarray) -> Tensor:
+        """(W, N, D) tokens of one teacher in their stored dtype."""
+        return _rows(self._features[name], rows)
 
-        batch = {"latents": read(self.latents).float(), "labels": read(self.labels).long()}
-        if self.features is not None:
-            batch["features"] = read(self.features)
-        if self.images is not None:
-            batch["images"] = read(self.images)
-        return batch
+    def images(self, rows: np.ndarray) -> Tensor:
+        """(W, 3, H, W) uint8."""
+        return _rows(self._images, rows)
+
+
+def _rows(array: np.ndarray, rows: np.ndarray) -> Tensor:
+    """Rows of a mapped array. Sorted, random page faults become a forward sweep of the file."""
+    order = np.argsort(rows, kind="stable")
+    back = np.argsort(order, kind="stable")
+    return torch.from_numpy(np.ascontiguousarray(array[rows[order]][back]))

@@ -6,6 +6,7 @@ images seen, places the data on resume.
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol
 
@@ -15,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from erw.types import Batch, TeacherSpec
+from erw.types import Batch, CachedTeacher
 
 
 class Dataset(Protocol):
@@ -24,15 +25,31 @@ class Dataset(Protocol):
     num_classes: int
     channels: int  # of the latent, after the latent space has drawn it
     size: int  # side of the latent
-    images: object | None  # pixels for a teacher that runs online, None where there are none
-    teacher: TeacherSpec | None  # of the cached features, None where there are none
-    teacher_flops: int  # the teacher's forward for one image; 0 without cached features
+    has_images: bool  # pixels for a teacher that runs online
+    cached: dict[str, CachedTeacher]  # features that it holds, by the teacher's name
 
     def __len__(self) -> int: ...
 
     def fetch(self, rows: np.ndarray) -> dict[str, Tensor]:
-        """``latents``, ``labels`` and, where there are any, ``features`` and ``images`` of these rows, as in `Batch`."""
+        """``latents`` and ``labels`` of these rows, as in `Batch`."""
         ...
+
+    def features(self, name: str, rows: np.ndarray) -> Tensor:
+        """(W, N, D) cached tokens of one teacher."""
+        ...
+
+    def images(self, rows: np.ndarray) -> Tensor:
+        """Pixels, as the teachers' loaders take them."""
+        ...
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a run needs besides latents and labels: cached teachers by name, or pixels, of whole groups of images."""
+
+    teachers: tuple[str, ...] = ()
+    images: bool = False
+    group: int = 1
 
 
 @lru_cache(maxsize=2)
@@ -54,12 +71,21 @@ def rows_at(positions: np.ndarray, seed: int, length: int) -> np.ndarray:
 class _Positions(TorchDataset):
     """Looks micro-batches up by their stream positions, so that loader processes can do the reading."""
 
-    def __init__(self, dataset: Dataset, seed: int):
-        self.dataset, self.seed = dataset, seed
+    def __init__(self, dataset: Dataset, seed: int, wanted: Wanted):
+        self.dataset, self.seed, self.wanted = dataset, seed, wanted
 
     def __getitem__(self, positions: np.ndarray) -> Batch:
-        rows = rows_at(positions, self.seed, len(self.dataset))
-        return Batch(index=torch.from_numpy(positions), **self.dataset.fetch(rows))
+        wanted, length = self.wanted, len(self.dataset)
+        low = positions[0] // wanted.group * wanted.group
+        high = -(-(positions[-1] + 1) // wanted.group) * wanted.group
+        rows = rows_at(np.arange(low, high), self.seed, length)
+        return Batch(
+            index=torch.from_numpy(positions),
+            **self.dataset.fetch(rows_at(positions, self.seed, length)),
+            features={name: self.dataset.features(name, rows) for name in wanted.teachers},
+            images=self.dataset.images(rows) if wanted.images else None,
+            first=int(positions[0] - low),
+        )
 
 
 def micro_batches(start: int, batch: int, micro: int, rank: int, ranks: int) -> Iterator[np.ndarray]:
@@ -71,10 +97,10 @@ def micro_batches(start: int, batch: int, micro: int, rank: int, ranks: int) -> 
 
 
 def stream(dataset: Dataset, seed: int, start: int, batch: int, micro: int, rank: int, ranks: int, workers: int = 0,
-           pin: bool = False) -> Iterator[Batch]:  # fmt: skip
+           pin: bool = False, wanted: Wanted = Wanted()) -> Iterator[Batch]:  # fmt: skip
     """Micro-batches of ``rank``, each of ``micro`` images, from image ``start`` on; ``batch`` / (ranks * micro) a step."""
     loader = DataLoader(
-        _Positions(dataset, seed),
+        _Positions(dataset, seed, wanted),
         sampler=micro_batches(start, batch, micro, rank, ranks),
         batch_size=None,
         num_workers=workers,

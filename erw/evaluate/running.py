@@ -41,5 +41,5 @@ class RunningEvaluation:
             self._judge = EVALUATORS[self.config.eval.name](self.ranks.device)
         model = build_sampler_model(self.config.model, weights, self.ranks.device)
         labels = balanced_labels(self.config.eval.count, self.config.model.num_classes)
-        images = generate(model, self.config.sample, labels, seed=EVAL_SEED)
+        images = generate(model, self.config.objective, self.config.sample, labels, seed=EVAL_SEED)
         return self._judge.evaluate(images.to(self.ranks.device), labels.to(self.ranks.device))

@@ -32,7 +32,7 @@ class PatchEmbed(nn.Module):
 
 
 class TimestepEmbedder(nn.Module):
-    """t (B,) in [0, 1] to (B, D). The sinusoid is computed in fp32 whatever the weights' dtype."""
+    """t (B,) to (B, D). The sinusoid is computed in fp32 whatever the weights' dtype."""
 
     FREQUENCIES = 256
 

@@ -1,10 +1,12 @@
-"""SiT (Ma et al., arXiv 2401.08740): a DiT backbone that predicts the velocity of a flow.
+"""The backbone of SiT (Ma et al., arXiv 2401.08740) and DiT (Peebles & Xie, arXiv 2212.09748), which are one network.
 
-A plain module on one device: no distributed code, no method code. Parameter names are those of the public SiT and REPA
-checkpoints. Shapes: B samples, C channels, S input size, P patch, T = (S / P)^2 tokens, D width.
+What its output means is the objective's business. A plain module on one device: no distributed code, no method code.
+Parameter names are those of the public SiT, DiT and REPA checkpoints.
+Shapes: B samples, C channels, S input size, P patch, T = (S / P)^2 tokens, D width.
 """
 
 from dataclasses import dataclass
+from itertools import islice
 from typing import Literal
 
 import torch
@@ -33,6 +35,7 @@ class SiTConfig:
     num_classes: int = setting(1000, "classes; the null class of guidance is one more")
     mlp_ratio: float = setting(4.0, "hidden width of the MLP over D")
     qk_norm: bool = setting(False, "LayerNorm of queries and keys, per head")
+    learn_sigma: bool = setting(False, "twice the output channels: DiT's variance; public SiT networks have them unused")
     rope: bool = setting(False, "2D rotary positions beside the sine-cosine table")
     residual_dtype: Literal["float32", "bfloat16"] = setting("float32", "dtype of the residual stream under bf16")
 
@@ -48,6 +51,11 @@ class SiTConfig:
             raise UserError(f"--model.width {self.width} must be a multiple of 4 for the 2D position table")
         if self.rope and (self.width // self.num_heads) % 4:
             raise UserError(f"--model.rope needs a head width that 4 divides, not {self.width // self.num_heads}")
+
+    @property
+    def out_channels(self) -> int:
+        """Channels of the output."""
+        return self.in_channels * (2 if self.learn_sigma else 1)
 
     @property
     def grid(self) -> int:
@@ -71,19 +79,20 @@ def sized(name: str, **rest) -> SiTConfig:
 
 @dataclass(frozen=True)
 class SiTOutput:
-    """velocity (B, C, S, S), or None where only a prefix ran; taps: block number (from 1) to its output (B, T, D)."""
+    """prediction (B, C or 2C, S, S), None where there is no final layer; taps: block (from 1) to its output (B, T, D)."""
 
-    velocity: Tensor | None
+    prediction: Tensor | None
     taps: dict[int, Tensor]
 
 
 class SiT(TableModule):
-    """The backbone. ``forward(x, t, y)`` gives the velocity; t = 0 is data and t = 1 is noise, as in REPA."""
+    """The backbone. t is fed to a sinusoid as it is: 0..1 for a flow (1 is noise), 0..999 for a DDPM."""
 
     def __init__(self, config: SiTConfig, ops: OpSet = REFERENCE):
         super().__init__()
         self.config = config
         self.recompute: Literal["none", "selective", "full"] = "none"
+        self.first_block = 1
         width = config.width
         self.x_embedder = PatchEmbed(config.in_channels, config.patch_size, width)
         self.t_embedder = TimestepEmbedder(width)
@@ -94,7 +103,7 @@ class SiT(TableModule):
         self.blocks = nn.ModuleList(
             SiTBlock(width, config.num_heads, config.mlp_ratio, config.qk_norm, ops) for _ in range(config.depth)
         )
-        self.final_layer: FinalLayer | None = FinalLayer(width, config.patch_size, config.in_channels, ops)
+        self.final_layer: FinalLayer | None = FinalLayer(width, config.patch_size, config.out_channels, ops)
         self._initialize()
 
     def _initialize(self) -> None:
@@ -110,21 +119,26 @@ class SiT(TableModule):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
 
-    def keep_prefix(self, depth: int) -> "SiT":
-        """Drop the blocks after ``depth`` and the final layer, so that nothing is stored for what does not run."""
-        del self.blocks[depth:]
-        self.final_layer = None
+    def keep_span(self, first: int, last: int) -> "SiT":
+        """Drop all but the embedders and blocks ``first`` to ``last`` (from 1): nothing is stored for what does not run.
+
+        The blocks that stay keep their names.
+        """
+        del self.blocks[last:]
+        for number in range(1, first):
+            self.blocks[number - 1] = nn.Identity()
+        self.first_block, self.final_layer = first, None
         return self
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor, taps: tuple[int, ...] = ()) -> SiTOutput:
-        """x (B, C, S, S), t (B,) fp32 in [0, 1], y (B,) int64 labels (num_classes: none)."""
+        """x (B, C, S, S), t (B,) fp32, y (B,) int64 labels (num_classes: none)."""
         residual = torch.promote_types(x.dtype, torch.float32)
         if self.config.residual_dtype == "bfloat16" and self.x_embedder.proj.weight.dtype != torch.float64:
             residual = torch.bfloat16
         x = (self.x_embedder(x.to(self.x_embedder.proj.weight.dtype)) + self.pos_embed).to(residual)
         c = self.t_embedder(t) + self.y_embedder(y)
         tapped = {}
-        for number, block in enumerate(self.blocks, start=1):
+        for number, block in enumerate(islice(self.blocks, self.first_block - 1, None), start=self.first_block):
             x = checkpointed(block, self.recompute, x, c, self.rope) if self.training else block(x, c, self.rope)
             if number in taps:
                 tapped[number] = x
@@ -132,7 +146,7 @@ class SiT(TableModule):
 
     def _unpatchify(self, x: Tensor) -> Tensor:
         """(B, T, P * P * C) to (B, C, S, S)."""
-        grid, patch, channels = self.config.grid, self.config.patch_size, self.config.in_channels
+        grid, patch, channels = self.config.grid, self.config.patch_size, self.config.out_channels
         x = x.unflatten(1, (grid, grid)).unflatten(-1, (patch, patch, channels))
         return x.permute(0, 5, 1, 3, 2, 4).reshape(x.shape[0], channels, grid * patch, grid * patch)
 

@@ -1,57 +1,66 @@
-"""Flow matching with the linear interpolant (SiT, Sec. 2): x_t = (1 - t) x + t eps, velocity target eps - x.
+"""Flow matching (SiT, Sec. 2): x_t = alpha_t x + sigma_t eps, velocity target alpha'_t x + sigma'_t eps.
 
-t = 0 is data and t = 1 is noise, as in REPA. Noise, t and label drop of each image depend on (seed, stream position).
+t = 0 is data and t = 1 is noise, as in REPA (SiT's own code counts the other way).
 """
 
+import math
 from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from erw import rng
-from erw.errors import UserError
+from erw.objectives.base import Objective
+from erw.ops import OpSet
 from erw.rng import Purpose
 from erw.settings import setting
-from erw.types import Phase
+
+Interpolant = Literal["linear", "cosine"]
+
+
+def coefficients(kind: Interpolant, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(alpha, sigma, d alpha / dt, d sigma / dt) at ``t``, any shape (SiT, Sec. 2.3: linear, and GVP as ``cosine``)."""
+    if kind == "linear":
+        one = torch.ones_like(t)
+        return 1 - t, t, -one, one
+    angle = t * (math.pi / 2)
+    cosine, sine = torch.cos(angle), torch.sin(angle)
+    return cosine, sine, -math.pi / 2 * sine, math.pi / 2 * cosine
+
+
+def interpolate(x: Tensor, noise: Tensor, t: Tensor, kind: Interpolant = "linear") -> tuple[Tensor, Tensor]:
+    """x_t and the velocity target, from clean x and noise (B, C, S, S) and t (B,)."""
+    alpha, sigma, d_alpha, d_sigma = coefficients(kind, t.view(-1, *[1] * (x.dim() - 1)))
+    return alpha * x + sigma * noise, d_alpha * x + d_sigma * noise
 
 
 @dataclass(frozen=True, kw_only=True)
-class FlowConfig:
-    """Settings of the objective."""
+class Flow(Objective):
+    """SiT's objective: predict the velocity."""
 
-    label_dropout: float = setting(0.1, "share of images trained without label, for classifier-free guidance")
+    samplers: ClassVar[tuple[str, ...]] = ("ode", "heun", "dopri5", "sde")
 
-    def __post_init__(self):
-        if not 0.0 <= self.label_dropout <= 1.0:
-            raise UserError(f"--objective.label_dropout must lie in 0..1, not {self.label_dropout}")
+    name: str = "flow"
+    interpolant: Interpolant = setting("linear", "linear; cosine: SiT's GVP, variance-preserving")
+    time: Literal["uniform", "lognormal"] = setting(
+        "uniform", "distribution of t; lognormal: sigma / alpha is exp(N(0, 1)), as in EDM and REPA's code"
+    )
 
+    def times(self, seed: int, index: Tensor) -> Tensor:
+        """t (B,) fp32 of stream positions ``index`` (B,)."""
+        if self.time == "uniform":
+            return rng.uniform(seed, index, Purpose.TIME)
+        ratio = rng.normal(seed, index, Purpose.TIME, ()).exp()
+        return ratio / (1 + ratio) if self.interpolant == "linear" else torch.atan(ratio) * (2 / math.pi)
 
-@dataclass(frozen=True)
-class StepInput:
-    """Inputs of one forward: x (B, C, S, S), t (B,), y (B,), and the velocity target, None in a warm-up."""
+    def corrupt(self, seed: int, latents: Tensor, index: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        noise = rng.normal(seed, index, Purpose.NOISE, tuple(latents.shape[1:]))
+        t = self.times(seed, index)
+        x, velocity = interpolate(latents, noise, t, self.interpolant)
+        return x, t, {"velocity": velocity}
 
-    x: Tensor
-    t: Tensor
-    y: Tensor
-    target: Tensor | None
-
-
-def interpolate(x: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-    """x_t and the velocity target, from clean x and noise (B, C, S, S) and t (B,)."""
-    t = t.view(-1, *[1] * (x.dim() - 1))
-    return (1 - t) * x + t * noise, noise - x
-
-
-def draw(config: FlowConfig, phase: Phase, seed: int, latents: Tensor, labels: Tensor, index: Tensor, null: int):
-    """The `StepInput` of a micro-batch: latents (B, C, S, S) fp32, labels and index (B,); ``null`` is the null class.
-
-    A phase that does not denoise sees the clean latent at t = 0 (ERW, Sec. 3). Labels are dropped in every phase.
-    """
-    dropped = rng.uniform(seed, index, Purpose.LABEL_DROP) < config.label_dropout
-    y = torch.where(dropped, null, labels)
-    if not phase.denoise:
-        return StepInput(latents, torch.zeros_like(index, dtype=torch.float32), y, None)
-    noise = rng.normal(seed, index, Purpose.NOISE, tuple(latents.shape[1:]))
-    t = rng.uniform(seed, index, Purpose.TIME)
-    x, target = interpolate(latents, noise, t)
-    return StepInput(x, t, y, target)
+    def losses(self, prediction: Tensor, x: Tensor, t: Tensor, target: dict[str, Tensor], ops: OpSet) -> dict[str, Tensor]:
+        # Public SiT networks have twice the channels; the second half has no use and no gradient.
+        velocity = prediction[:, : x.shape[1]]
+        return {"velocity": ops.velocity_mse(velocity, target["velocity"])}

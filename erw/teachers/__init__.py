@@ -29,8 +29,13 @@ class Teacher(Protocol):
 class TeacherConfig:
     """Settings of the teacher."""
 
-    name: str = setting("none", "none, or a teacher by name")
+    name: str = setting("none", "none, or teachers by name, with commas between; each gets a projector of its own")
     source: Literal["cached", "online"] = setting("cached", "features computed once, or by a forward in every step")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The teachers, in the order of their projectors."""
+        return () if self.name == "none" else tuple(self.name.split(","))
 
 
 def _digits(name: str, device: torch.device) -> Teacher:
@@ -52,13 +57,14 @@ TEACHERS: dict[str, tuple[TeacherSpec, Callable[[str, torch.device], Teacher]]] 
 }
 
 
-def teacher_spec(name: str) -> TeacherSpec | None:
-    """What is known of a teacher without loading it; None for ``none``."""
-    if name == "none":
-        return None
-    if name not in TEACHERS:
-        raise UserError(f"--teacher.name '{name}' is not known; {nearest(name, TEACHERS)}")
-    return TEACHERS[name][0]
+def teacher_specs(config: TeacherConfig) -> tuple[TeacherSpec, ...]:
+    """What is known of the named teachers without loading them."""
+    for name in config.names:
+        if name not in TEACHERS:
+            raise UserError(f"--teacher.name '{name}' is not known; {nearest(name, TEACHERS)}")
+    if len(set(config.names)) < len(config.names):
+        raise UserError(f"--teacher.name {config.name} names a teacher twice: once is enough")
+    return tuple(TEACHERS[name][0] for name in config.names)
 
 
 def load_teacher(name: str, device: torch.device) -> Teacher:

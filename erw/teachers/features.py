@@ -1,74 +1,89 @@
-"""Where a step's teacher tokens come from: the dataset's cache, or the encoder in every step."""
+"""Where a step's teacher tokens come from: the dataset's cache, or the encoders in every step."""
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from erw.data.memory import MemoryDataset
-from erw.data.stream import Dataset
+from erw.data.stream import Dataset, Wanted
 from erw.errors import UserError
 from erw.flops import measured_forward, teacher_share
-from erw.teachers import TeacherConfig, load_teacher, teacher_spec
-from erw.types import Batch
+from erw.teachers import TeacherConfig, load_teacher, teacher_specs
+from erw.types import Batch, Targets, TeacherSpec
+
+_FIRST_ROW = np.zeros(1, dtype=np.int64)
 
 
 class FeatureSource:
-    """Tokens (B, N, D) for a batch, and what they cost.
+    """Targets for a batch, and what they cost.
 
-    ``flops(planned)`` is the teacher's share of each aligned training image, ``planned`` images being aligned in all.
-    Loading the encoder is put off until a phase aligns.
+    ``wanted`` says what the data must bring along. ``flops(planned)`` is the teachers' share of each aligned training
+    image, ``planned`` images being aligned in all. Groups larger than the micro-batch make an online teacher see images
+    more than once.
     """
 
-    def __init__(self, config: TeacherConfig, dataset: Dataset, device: torch.device):
+    def __init__(self, config: TeacherConfig, dataset: Dataset, device: torch.device, group: int = 1, micro: int = 1):
         self.config, self.dataset, self.device = config, dataset, device
-        self.spec = teacher_spec(config.name)
-        self._teacher = None
-        self._forward_flops = 0
-        if self.spec is not None and dataset.teacher is not None and config.source == "cached":
-            self._check_cache()
+        self.specs = teacher_specs(config)
+        self._teachers: list = []
+        self._forward_flops: dict[str, int] = {}
+        online = config.source == "online" and bool(self.specs)
+        self.wanted = Wanted(() if online else config.names, online, group if self.specs else 1)
+        self._repeats = max(1.0, group / micro)
+        if not online:
+            for spec in self.specs:
+                self._check_cache(spec)
 
-    def _check_cache(self) -> None:
-        have = self.dataset.teacher
-        if have != self.spec:
+    def _check_cache(self, spec: TeacherSpec) -> None:
+        """Raise where the dataset's features are of other teachers, or of this one in another shape."""
+        if not self.dataset.cached:
+            return
+        have = self.dataset.cached.get(spec.name) or next(iter(self.dataset.cached.values()))
+        if have.spec != spec:
             raise UserError(
-                f"the dataset caches features of {have.name} (width {have.width}, grid {have.grid}), --teacher.name"
-                f" {self.spec.name} has width {self.spec.width}, grid {self.spec.grid}: name that teacher, or prepare"
-                " the dataset with this one"
+                f"the dataset caches features of {', '.join(self.dataset.cached)} (width {have.spec.width}, grid"
+                f" {have.spec.grid}), --teacher.name {spec.name} has width {spec.width}, grid {spec.grid}: name that"
+                " teacher, or prepare the dataset with this one"
             )
 
     def prepare(self) -> None:
-        """Load the encoder, or fill the cache of a dataset in memory, where that is still to be done."""
-        if self.spec is None or self._teacher is not None:
+        """Load the encoders, or fill the cache of a dataset in memory, where that is still to be done."""
+        for spec in self.specs:
+            if spec.name not in self._forward_flops:
+                self._prepare(spec)
+
+    def _prepare(self, spec: TeacherSpec) -> None:
+        cached = self.config.source == "cached"
+        if cached and spec.name in self.dataset.cached:
+            self._forward_flops[spec.name] = self.dataset.cached[spec.name].flops
             return
-        if self.config.source == "cached" and self.dataset.teacher is not None:
-            self._forward_flops = self.dataset.teacher_flops
-            return
-        if self.config.source == "cached" and not isinstance(self.dataset, MemoryDataset):
+        if cached and not isinstance(self.dataset, MemoryDataset):
             raise UserError(
                 "the dataset holds no teacher features: prepare it with them, or set --teacher.source online (it must"
                 " then hold images)"
             )
-        if self.dataset.images is None:
+        if not self.dataset.has_images:
             raise UserError("--teacher.source online needs images in the dataset (images.npy), and it holds none")
-        teacher = load_teacher(self.config.name, self.device)
-        one = torch.as_tensor(self.dataset.images[:1]).to(self.device)
-        self._forward_flops = measured_forward(_Tokens(teacher), one)
-        if self.config.source == "cached":
-            self.dataset.add_features(
-                self.spec, self._forward_flops, lambda images: teacher.tokens(images.to(self.device)).cpu()
-            )
+        teacher = load_teacher(spec.name, self.device)
+        one = self.dataset.images(_FIRST_ROW).to(self.device)
+        self._forward_flops[spec.name] = flops = measured_forward(_Tokens(teacher), one)
+        if cached:
+            self.dataset.add_features(spec, flops, lambda images: teacher.tokens(images.to(self.device)).cpu())
         else:
-            self._teacher = teacher
+            self._teachers.append(teacher)
 
     def flops(self, planned: int) -> float:
         """Teacher FLOPs charged to each aligned image."""
-        cached = len(self.dataset) if self.config.source == "cached" else None
-        return teacher_share(self._forward_flops, cached, planned)
+        forward = sum(self._forward_flops.values())
+        if self.config.source == "cached":
+            return teacher_share(forward, len(self.dataset), planned)
+        return teacher_share(forward, None, planned) * self._repeats
 
-    def __call__(self, batch: Batch) -> Tensor:
-        """Tokens of ``batch``, on its device."""
-        if batch.features is not None:
-            return batch.features
-        return self._teacher.tokens(batch.latents if batch.images is None else batch.images)
+    def __call__(self, batch: Batch) -> Targets:
+        """The targets of ``batch``, on its device."""
+        if self._teachers:
+            return Targets(tuple(teacher.tokens(batch.images) for teacher in self._teachers), batch.first)
+        return Targets(tuple(batch.features[spec.name] for spec in self.specs), batch.first)
 
 
 class _Tokens(torch.nn.Module):

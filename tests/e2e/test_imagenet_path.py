@@ -22,7 +22,7 @@ def folder(tmp_path_factory):
     np.save(folder / "labels.npy", generator.integers(0, 1000, 64))
     np.save(folder / "features.npy", generator.normal(size=(64, 256, 768)).astype(np.float16))
     teacher = {"name": "dinov2-b", "width": 768, "grid": 16, "flops_per_image": 46_100_000_000}
-    (folder / "manifest.json").write_text(json.dumps({"num_classes": 1000, "teacher": teacher}))
+    (folder / "manifest.json").write_text(json.dumps({"num_classes": 1000, "teachers": [teacher]}))
     block = {"down_block_types": ["DownEncoderBlock2D"] * 4, "up_block_types": ["UpDecoderBlock2D"] * 4}
     vae = AutoencoderKL(block_out_channels=[32] * 4, latent_channels=4, norm_num_groups=8, **block)
     vae.save_pretrained(folder / "vae")
@@ -54,7 +54,7 @@ def test_features_of_another_teacher_are_refused(folder, run_erw, tmp_path):
     for name in ("latents.npy", "labels.npy"):
         (other / name).symlink_to(folder / name)
     np.save(other / "features.npy", np.zeros((64, 256, 24), np.float16))
-    manifest["teacher"] |= {"name": "mae-b", "width": 24}
+    manifest["teachers"][0] |= {"name": "mae-b", "width": 24}
     (other / "manifest.json").write_text(json.dumps(manifest))
     done = run_erw("in256-repa-s2", "--data.path", str(other), "--out", str(tmp_path / "run"))
     assert done.returncode == 2 and "caches features of mae-b (width 24, grid 16)" in done.stderr

@@ -4,9 +4,8 @@ import gc
 import weakref
 
 import pytest
-import torch
 
-from tiny import BATCH, tiny
+from tiny import BATCH, random_step_inputs, tiny
 
 pytestmark = pytest.mark.slow
 
@@ -24,10 +23,7 @@ def test_a_warmup_engine_is_freed_and_holds_its_own_state_only(one_rank, stage, 
     whole = sum(p.numel() for p in build_engine_parameters(config))
     assert trained <= state < 1.01 * trained + 64 and state < 0.8 * whole
     for _ in range(2):
-        spec = config.teacher_spec
-        features = torch.randn(BATCH, spec.grid**2, spec.width)
-        inputs = torch.randn(BATCH, 1, 8, 8), torch.zeros(BATCH), torch.zeros(BATCH, dtype=torch.long)
-        engine.backward(engine(*inputs, None, features)["loss"])
+        engine.backward(engine(*random_step_inputs(config, config.method.phase(0), BATCH))["loss"])
         engine.step(1e-3)
     held = [weakref.ref(engine.step_module), *(weakref.ref(t) for t in engine.shards.owned())]
     engine.release()

@@ -8,7 +8,6 @@ import torch
 from erw.build import build_step
 from erw.data.memory import digits_dataset
 from erw.data.stream import stream
-from erw.objectives.flow import draw
 from erw.step import public_name
 from states import difference, relative, state_at
 from tiny import BATCH, tiny
@@ -74,7 +73,7 @@ def by_hand(config, steps: int):
              for n, p in step.named_parameters()}  # fmt: skip
     for count in range(1, steps + 1):
         batch = next(batches)
-        inputs = draw(config.objective, phase, config.train.seed, batch.latents, batch.labels, batch.index, 10)
+        inputs = config.objective.draw(phase, config.train.seed, batch.latents, batch.labels, batch.index, 10)
         step.zero_grad()
         step(inputs.x, inputs.t, inputs.y, inputs.target, None)["loss"].backward()
         norm = torch.sqrt(sum(p.grad.square().sum() for p in step.parameters()))

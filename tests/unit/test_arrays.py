@@ -21,7 +21,7 @@ def folder(tmp_path):
     np.save(tmp_path / "labels.npy", np.arange(10))
     np.save(tmp_path / "features.npy", generator.normal(size=(10, 4, 6)).astype(np.float16))
     teacher = {"name": "dinov2-b", "width": 6, "grid": 2, "flops_per_image": 1000}
-    (tmp_path / "manifest.json").write_text(json.dumps({"num_classes": 10, "teacher": teacher}))
+    (tmp_path / "manifest.json").write_text(json.dumps({"num_classes": 10, "teachers": [teacher]}))
     return tmp_path
 
 
@@ -31,7 +31,7 @@ def test_rows_come_in_the_order_asked_for(folder):
     stored = np.load(folder / "latents.npy")
     assert torch.equal(batch["labels"], torch.tensor([7, 2, 7, 0]))
     assert np.array_equal(batch["latents"].numpy(), stored[[7, 2, 7, 0]].astype(np.float32))
-    assert batch["features"].shape == (4, 4, 6) and dataset.teacher_flops == 1000
+    assert dataset.features("dinov2-b", np.array([7, 2, 7, 0])).shape == (4, 4, 6) and dataset.cached["dinov2-b"].flops == 1000
 
 
 def test_posterior_samples_have_the_moments_and_depend_on_the_position():

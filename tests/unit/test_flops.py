@@ -12,7 +12,7 @@ from erw.build import build_step
 from erw.flops import forward_flops, teacher_share, train_flops
 from erw.models.sit import sized
 from erw.types import Phase
-from tiny import tiny
+from tiny import random_step_inputs, tiny
 
 
 @pytest.mark.parametrize(("size", "gmacs"), [("XL/2", 118.64), ("L/2", 80.71), ("B/2", 23.01)])
@@ -31,20 +31,18 @@ def test_a_training_image_matches_torchs_counter(method, images, tmp_path):
     step = build_step(config, phase)
     for p in step.parameters():  # at its zero initialisation a model has no gradients to count
         torch.nn.init.normal_(p, std=0.02)
-    count, spec = 4, config.teacher_spec
-    x = torch.randn(count, 1, 8, 8)
-    target = torch.randn_like(x) if phase.denoise else None
-    features = torch.randn(count, spec.grid**2, spec.width) if spec else None
+    count = 4
+    inputs = random_step_inputs(config, phase, count)
     counter = FlopCounterMode(display=False)
     with counter, sdpa_kernel(SDPBackend.MATH):
-        step(x, torch.rand(count), torch.zeros(count, dtype=torch.long), target, features)["loss"].backward()
+        step(*inputs)["loss"].backward()
     counted = counter.get_total_flops() / count
-    assert train_flops(config.model, method, phase, spec) == pytest.approx(counted, rel=0.01)
+    assert train_flops(config.model, method, phase, config.teacher_specs) == pytest.approx(counted, rel=0.01)
 
 
 def test_published_training_figures():
     xl = sized("XL/2")
-    assert train_flops(xl, Plain(), Phase(name="train"), None) / 1e9 == pytest.approx(711.7, rel=1e-3)
+    assert train_flops(xl, Plain(), Phase(name="train"), ()) / 1e9 == pytest.approx(711.7, rel=1e-3)
 
 
 def test_a_cache_is_paid_once_and_online_every_time():

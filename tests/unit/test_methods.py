@@ -8,10 +8,10 @@ from erw.align import METHODS as REGISTRY
 from erw.align import Erw, Repa
 from erw.build import build_step
 from erw.errors import UserError
-from erw.objectives.flow import FlowConfig, draw, interpolate
+from erw.objectives.flow import Flow, interpolate
 from erw.presets import preset
 from erw.types import Phase, TeacherSpec
-from tiny import BATCH, METHODS, MODEL, tiny
+from tiny import BATCH, METHODS, MODEL, random_step_inputs, tiny
 
 TEACHER = TeacherSpec(name="test", width=12, grid=4)
 
@@ -37,7 +37,7 @@ def test_teacher_gets_no_gradient_and_halves_are_computed_in_fp32():
 
 
 def test_phases_of_erw_begin_and_decay_where_they_should():
-    method = Erw(depth=2, warmup_images=100, projection_depth=3, coefficient=0.8, half_life_images=50)
+    method = Erw(depth=2, warmup_images=100, projection_depth=3, coefficient=0.8, decay="half-life", decay_images=50)
     assert method.phase(0) == method.phase(99) == Phase(name="warmup", denoise=False, depth=2, taps=(2,), coefficient=1.0)
     full = method.phase(100)
     assert (full.name, full.denoise, full.depth, full.taps, full.coefficient) == ("full", True, None, (3,), 0.8)
@@ -67,11 +67,9 @@ def sample_gradients(name: str, phase: Phase, tmp_path) -> torch.Tensor:
     step = build_step(config, phase)
     for p in step.parameters():
         torch.nn.init.normal_(p, std=0.2)
-    x = torch.randn(8, 1, 8, 8, requires_grad=True)
-    spec = config.teacher_spec
-    features = torch.randn(8, spec.grid**2, spec.width)
-    target = torch.randn(8, 1, 8, 8) if phase.denoise else None
-    losses = step(x, torch.zeros(8), torch.arange(8), target, features)
+    x, *rest = random_step_inputs(config, phase)
+    x.requires_grad_()
+    losses = step(x, *rest)
     gradient = torch.autograd.grad(losses["align"], x)[0]
     return gradient.flatten(1).norm(dim=1)
 
@@ -95,9 +93,7 @@ def test_every_warmup_parameter_gets_a_gradient(tmp_path):
     step = build_step(config, phase)
     for p in step.parameters():
         torch.nn.init.normal_(p, std=0.1)
-    spec = config.teacher_spec
-    features = torch.randn(4, spec.grid**2, spec.width)
-    step(torch.randn(4, 1, 8, 8), torch.zeros(4), torch.arange(4), None, features)["loss"].backward()
+    step(*random_step_inputs(config, phase))["loss"].backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in step.parameters())
 
 
@@ -135,7 +131,7 @@ def test_a_weight_without_a_place_is_refused(tmp_path):
 
 def test_warmup_sees_clean_latents_at_time_zero():
     x, labels, index = torch.randn(6, 1, 8, 8), torch.arange(6), torch.arange(6)
-    inputs = draw(FlowConfig(label_dropout=0.0), METHODS["erw"].phase(0), 0, x, labels, index, null=10)
+    inputs = Flow(label_dropout=0.0).draw(METHODS["erw"].phase(0), 0, x, labels, index, null=10)
     assert torch.equal(inputs.x, x) and inputs.t.abs().sum() == 0 and inputs.target is None
 
 
@@ -149,10 +145,10 @@ def test_interpolant_ends_at_data_and_noise():
 def test_label_dropout_hits_its_share_and_does_not_depend_on_the_split():
     index = torch.arange(4000)
     x, labels = torch.zeros(4000, 1, 2, 2), torch.zeros(4000, dtype=torch.long)
-    config, phase = FlowConfig(label_dropout=0.1), Phase(name="train")
-    whole = draw(config, phase, 5, x, labels, index, null=10)
+    config, phase = Flow(label_dropout=0.1), Phase(name="train")
+    whole = config.draw(phase, 5, x, labels, index, null=10)
     assert abs((whole.y == 10).float().mean() - 0.1) < 0.02
-    half = draw(config, phase, 5, x[2000:], labels[2000:], index[2000:], null=10)
+    half = config.draw(phase, 5, x[2000:], labels[2000:], index[2000:], null=10)
     assert torch.equal(whole.y[2000:], half.y) and torch.equal(whole.t[2000:], half.t)
     assert torch.equal(whole.x[2000:], half.x)
 
@@ -169,11 +165,11 @@ def test_label_dropout_hits_its_share_and_does_not_depend_on_the_split():
 )
 def test_depths_and_lengths_that_do_not_fit_are_refused(method, says):
     with pytest.raises(UserError, match=says):
-        method.check(MODEL, TEACHER, BATCH)
+        method.check(MODEL, (TEACHER,), BATCH)
 
 
 def test_a_teacher_that_does_not_fit_is_refused():
     with pytest.raises(UserError, match="gives 16x16 patches, the model has 4x4"):
-        Repa(depth=1).check(MODEL, TeacherSpec(name="big", width=12, grid=16), BATCH)
+        Repa(depth=1).check(MODEL, (TeacherSpec(name="big", width=12, grid=16),), BATCH)
     with pytest.raises(UserError, match="needs a teacher"):
-        Repa(depth=1).check(MODEL, None, BATCH)
+        Repa(depth=1).check(MODEL, (), BATCH)

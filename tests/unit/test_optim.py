@@ -115,4 +115,4 @@ def test_half_life_and_the_papers_alias():
 
 def test_learning_rate_rises_from_zero():
     config = OptimConfig(lr=1.0, lr_warmup_images=100)
-    assert [config.lr_at(i) for i in (0, 50, 100, 1000)] == [0.0, 0.5, 1.0, 1.0]
+    assert [config.lr_at(i, 2000) for i in (0, 50, 100, 1000)] == [0.0, 0.5, 1.0, 1.0]

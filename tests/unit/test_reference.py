@@ -18,6 +18,7 @@ from erw.bench.reference import (
 )
 from erw.bench.reference_step import ReferenceStep
 from erw.models.sit import SiT, SiTConfig
+from erw.objectives import Flow
 from erw.step import TrainStep, public_name
 from erw.types import TeacherSpec
 
@@ -66,8 +67,8 @@ def test_ema_loop_follows_the_formula_by_name():
 
 def test_parameter_names_and_shapes_are_ours():
     method = Repa(depth=1)
-    heads = method.build_heads(CONFIG, TeacherSpec(name="x", width=12, grid=CONFIG.grid))
-    ours = TrainStep(SiT(CONFIG), heads, method, method.phase(0)).state_dict()
+    heads = method.build_heads(CONFIG, (TeacherSpec(name="x", width=12, grid=CONFIG.grid),))
+    ours = TrainStep(SiT(CONFIG), heads, method, Flow(), method.phase(0)).state_dict()
     theirs = ReferenceSiT(CONFIG, **SHAPE).state_dict()
     assert {public_name(name): value.shape for name, value in ours.items()} == {n: v.shape for n, v in theirs.items()}
 

@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from erw.errors import UserError
-from erw.samplers import SampleConfig, euler, euler_maruyama, sample, score
+from erw.objectives import Flow
+from erw.samplers import SampleConfig, sample
+from erw.samplers.flow import euler, euler_maruyama, score
 
 MEAN, STD = 2.0, 0.5
 
@@ -28,7 +30,10 @@ def noise(count: int, seed: int = 0) -> torch.Tensor:
 def test_euler_reaches_the_data_and_its_error_falls_with_the_step():
     x = noise(20_000)
     exact = MEAN + STD * x  # the flow of a Gaussian is affine
-    errors = [(euler(velocity, x, x[:, 0, 0, 0], steps) - exact).abs().mean() for steps in (50, 100, 200)]
+    errors = [
+        (euler(velocity, x, x[:, 0, 0, 0], SampleConfig(sampler="ode", steps=steps), Flow(), None) - exact).abs().mean()
+        for steps in (50, 100, 200)
+    ]
     assert errors[2] < 0.01
     assert errors[0] / errors[1] == pytest.approx(2, rel=0.15) and errors[1] / errors[2] == pytest.approx(2, rel=0.15)
 
@@ -37,7 +42,7 @@ def test_euler_maruyama_has_the_datas_moments():
     x = noise(20_000)
     generator = torch.Generator().manual_seed(1)
     draws = lambda i: torch.randn(x.shape, dtype=x.dtype, generator=generator)  # noqa: E731
-    out = euler_maruyama(velocity, x, x[:, 0, 0, 0], 250, 0.04, draws)
+    out = euler_maruyama(velocity, x, x[:, 0, 0, 0], SampleConfig(), Flow(), draws)
     assert out.mean() == pytest.approx(MEAN, abs=0.02) and out.std() == pytest.approx(STD, abs=0.02)
 
 
@@ -60,8 +65,8 @@ def test_guidance_acts_within_its_interval(low, high, expected):
     config = SampleConfig(sampler="ode", steps=100, guidance=3.0, guidance_low=low, guidance_high=high)
     y = torch.ones(3, dtype=torch.long)
     common = {"seed": 0, "index": torch.arange(3), "y": y, "shape": (1, 1, 1), "null": 9}
-    start = sample(lambda x, t, y: torch.zeros_like(x), replace(config, guidance=1.0), **common)
-    end = sample(labelled, config, **common)
+    start = sample(lambda x, t, y: torch.zeros_like(x), replace(config, guidance=1.0), Flow(), **common)
+    end = sample(labelled, config, Flow(), **common)
     assert torch.allclose(start - end, torch.full_like(start, expected), atol=0.03)
 
 
@@ -69,10 +74,10 @@ def test_guidance_acts_within_its_interval(low, high, expected):
 def test_an_image_depends_on_its_number_not_on_its_batch(sampler):
     config = SampleConfig(sampler=sampler, steps=8)
     y = torch.zeros(6, dtype=torch.long)
-    whole = sample(velocity, config, seed=3, index=torch.arange(6), y=y, shape=(1, 4, 4), null=1)
-    part = sample(velocity, config, seed=3, index=torch.arange(4, 6), y=y[:2], shape=(1, 4, 4), null=1)
+    whole = sample(velocity, config, Flow(), seed=3, index=torch.arange(6), y=y, shape=(1, 4, 4), null=1)
+    part = sample(velocity, config, Flow(), seed=3, index=torch.arange(4, 6), y=y[:2], shape=(1, 4, 4), null=1)
     assert torch.equal(whole[4:], part)
-    other = sample(velocity, config, seed=4, index=torch.arange(6), y=y, shape=(1, 4, 4), null=1)
+    other = sample(velocity, config, Flow(), seed=4, index=torch.arange(6), y=y, shape=(1, 4, 4), null=1)
     assert not torch.equal(whole, other)
 
 

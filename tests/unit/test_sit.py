@@ -31,7 +31,7 @@ def test_every_size_builds(size):
     with torch.device("meta"):
         model = SiT(sized(size))
         out = model(torch.zeros(1, 4, 32, 32), torch.zeros(1), torch.zeros(1, dtype=torch.long))
-    assert out.velocity.shape == (1, 4, 32, 32)
+    assert out.prediction.shape == (1, 4, 32, 32)
 
 
 def test_parameter_names_are_those_of_public_checkpoints():
@@ -54,8 +54,8 @@ def test_any_shape_trains(size, patch, channels, rope):
     model = drawn(config)
     x = torch.randn(2, channels, size, size)
     out = model(x, torch.rand(2), torch.tensor([0, 3]), taps=(1,))
-    out.velocity.square().mean().backward()
-    assert out.velocity.shape == x.shape and out.taps[1].shape == (2, config.tokens, 24)
+    out.prediction.square().mean().backward()
+    assert out.prediction.shape == x.shape and out.taps[1].shape == (2, config.tokens, 24)
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
@@ -67,7 +67,7 @@ def test_patches_go_where_they_came_from():
     x, t, y = torch.zeros(1, 1, 8, 8), torch.zeros(1), torch.zeros(1, dtype=torch.long)
     changed = x.clone()
     changed[0, 0, 2:4, 6:8] = 1.0
-    difference = (model(changed, t, y).velocity - model(x, t, y).velocity)[0, 0].abs() > 0
+    difference = (model(changed, t, y).prediction - model(x, t, y).prediction)[0, 0].abs() > 0
     expected = torch.zeros(8, 8, dtype=torch.bool)
     expected[2:4, 6:8] = True
     assert torch.equal(difference, expected)
@@ -88,7 +88,7 @@ def test_residual_stream_keeps_its_dtype_under_bf16(residual):
     model = drawn(config).bfloat16()
     out = model(torch.randn(2, 1, 8, 8), torch.rand(2), torch.tensor([1, 2]), taps=(1, 3))
     assert {tap.dtype for tap in out.taps.values()} == {getattr(torch, residual)}
-    assert out.velocity.dtype == torch.bfloat16
+    assert out.prediction.dtype == torch.bfloat16
 
 
 def test_time_is_not_rounded_under_bf16():
@@ -119,7 +119,7 @@ def test_recompute_leaves_losses_and_gradients_equal(mode):
     for setting in ("none", mode):
         model = drawn(MODEL).train()
         model.recompute = setting
-        model(x, t, y).velocity.square().mean().backward()
+        model(x, t, y).prediction.square().mean().backward()
         grads[setting] = {n: p.grad for n, p in model.named_parameters()}
     assert all(torch.equal(grads["none"][n], grads[mode][n]) for n in grads["none"])
 
@@ -143,10 +143,10 @@ def test_recompute_saves_memory():
 
 
 def test_a_prefix_has_nothing_else():
-    model = drawn(MODEL).keep_prefix(1)
+    model = drawn(MODEL).keep_span(1, 1)
     assert len(model.blocks) == 1 and model.final_layer is None
     out = model(torch.randn(1, 1, 8, 8), torch.zeros(1), torch.tensor([0]), taps=(1,))
-    assert out.velocity is None and out.taps[1].shape == (1, 16, 32)
+    assert out.prediction is None and out.taps[1].shape == (1, 16, 32)
 
 
 @pytest.mark.parametrize(

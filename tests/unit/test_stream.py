@@ -56,4 +56,4 @@ def test_rows_stay_with_their_labels_and_features():
     dataset.add_features(spec, 0, lambda images: images.mean(dim=(2, 3)).unsqueeze(1))
     batch = dataset.fetch(np.array([5, 3, 900]))
     assert torch.equal(batch["labels"], dataset.labels[[5, 3, 900]])
-    assert torch.allclose(batch["features"][:, 0, 0], batch["latents"].mean(dim=(1, 2, 3)))
+    assert torch.allclose(dataset.features(spec.name, np.array([5, 3, 900]))[:, 0, 0], batch["latents"].mean(dim=(1, 2, 3)))
