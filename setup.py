@@ -22,6 +22,7 @@ setup(
         "torchvision",
         "deepspeed>=0.19.8",
         "timm>=1.0.20",
+        "torchdiffeq>=0.2.4",
         "numpy>=2",
         "scipy>=1.12",
         "scikit-learn>=1.5",

@@ -6,6 +6,7 @@
         exp_avg.safetensors, exp_avg_sq.safetensors
         meta.json                     version, config, images, phase, steps, accounts, size and SHA-256 of each file
 
+One that `erw.convert` wrote has no exp_avg: it can be sampled from and started from, not resumed.
 A checkpoint is written into a folder with another name, synced and renamed: a folder with a number for a name is whole.
 Full tensors do not know stage or ranks, so any number of ranks can read them.
 """
@@ -15,7 +16,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from erw.config import config_from_dict
 from erw.errors import UserError
 from erw.optim import STATE_KEYS, WEIGHTS
+from erw.settings import to_dict
 
 FORMAT = 1
 KEYS = (WEIGHTS, *STATE_KEYS)
@@ -40,6 +43,8 @@ class Meta:
     steps: int
     config: dict[str, Any]
     accounts: dict[str, Any]
+    loss_scaler: dict[str, float] = field(default_factory=dict)  # fp16 only
+    init_from: str = ""  # the checkpoint or file that the run's first weights came from, if any
 
 
 def _sha256(file: Path) -> str:
@@ -56,10 +61,11 @@ def _sync(path: Path) -> None:
 
 
 def save(folder: Path, meta: Meta, read: Callable[[str], dict[str, Tensor]], buffers: dict[str, Tensor], *, keep: int,
-         writes: bool) -> Path:  # fmt: skip
+         writes: bool, keys: tuple[str, ...] = KEYS) -> Path:  # fmt: skip
     """Write a checkpoint below ``folder`` and delete all but the newest ``keep``.
 
-    ``read(key)`` is a collective that gives full tensors; every rank calls `save`, the one with ``writes`` writes.
+    ``read(key)`` is a collective that gives full tensors, for each of ``keys`` (without the moments, a checkpoint cannot be
+    resumed); every rank calls `save`, the one with ``writes`` writes.
     ``buffers`` (position tables) join the weights and the EMA. One kind of tensor is in memory at a time.
     """
     final = folder / f"{meta.images:0{_DIGITS}d}"
@@ -68,7 +74,7 @@ def save(folder: Path, meta: Meta, read: Callable[[str], dict[str, Tensor]], buf
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
     files = {}
-    for key in KEYS:
+    for key in keys:
         tensors = read(key)
         if writes:
             if key in (WEIGHTS, "ema"):
@@ -146,8 +152,21 @@ def read_tensors(checkpoint: Path, key: str) -> dict[str, Tensor]:
         raise UserError(f"{file} cannot be read: {error}") from None
 
 
+def check_resumable(checkpoint: Path) -> None:
+    """Raise `UserError` where ``checkpoint`` holds weights alone."""
+    if not all((checkpoint / f"{key}.safetensors").exists() for key in KEYS):
+        raise UserError(
+            f"{checkpoint} holds no optimizer state, so no run can go on from it: start one with --train.init_from"
+            f" {checkpoint} and another --train.out"
+        )
+
+
 def check_same_run(meta: Meta, config: dict[str, Any], checkpoint: Path) -> None:
-    """Raise `UserError` where ``config`` would not continue the run in ``checkpoint``."""
+    """Raise `UserError` where ``config`` would not continue the run in ``checkpoint``.
+
+    Settings that are younger than the checkpoint had their defaults in it.
+    """
+    written = to_dict(config_from_dict(meta.config))
     fixed = ["model", "method", "objective", "optim", "latents", "teacher", "data"]
     pairs = [(f"{s}.{k}", meta.config[s].get(k), v) for s in fixed for k, v in config[s].items()]
     pairs += [(f"train.{k}", meta.config["train"].get(k), config["train"][k]) for k in ("batch", "seed")]

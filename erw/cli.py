@@ -2,8 +2,9 @@
 
 import argparse
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 from erw import __version__
 from erw.errors import UserError, exits_cleanly
@@ -21,6 +22,8 @@ def train(arguments: list[str]) -> None:
 
 
 def _sample_parser() -> argparse.ArgumentParser:
+    from erw.samplers import SampleConfig
+
     parser = _Parser(
         prog="erw sample",
         formatter_class=formatter,
@@ -38,11 +41,10 @@ def _sample_parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0, help="seed of noise and random labels (default 0)")
     parser.add_argument("--out", type=Path, help="folder to write (default: samples-IMAGES in the run's folder)")
     parser.add_argument("--weights", choices=("ema", "weights"), default="ema", help="ema, or the raw weights")
-    parser.add_argument("--sampler", choices=("ode", "sde"), help="ode: Euler; sde: Euler-Maruyama, the papers' protocol")
-    parser.add_argument("--steps", type=int, help="network evaluations")
-    parser.add_argument("--guidance", type=float, help="guidance scale; 1 is none")
-    parser.add_argument("--guidance-low", type=float, help="lowest t with guidance")
-    parser.add_argument("--guidance-high", type=float, help="highest t with guidance")
+    for field in fields(SampleConfig):
+        options = get_args(get_type_hints(SampleConfig)[field.name])
+        kind = {"choices": options} if options else {"type": type(field.default)}
+        parser.add_argument(f"--{field.name.replace('_', '-')}", help=field.metadata["help"], **kind)
     return parser
 
 
@@ -63,8 +65,9 @@ def sample(arguments: list[str]) -> None:
     from erw.checkpoint import locate, read_meta
     from erw.config import config_from_dict
     from erw.sample import write_samples
+    from erw.samplers import SampleConfig
 
-    changes = {name: getattr(options, name) for name in ("sampler", "steps", "guidance", "guidance_low", "guidance_high")}
+    changes = {field.name: getattr(options, field.name) for field in fields(SampleConfig)}
     changes = {name: value for name, value in changes.items() if value is not None}
     config = config_from_dict(read_meta(locate(options.path)).config)
     settings = replace(config.sample, **changes)

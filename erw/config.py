@@ -31,6 +31,7 @@ class RunConfig:
     keep: int = setting(3, "checkpoints kept; older ones are deleted")
     log_every: int = setting(25_600, "images between lines of metrics.jsonl")
     tensorboard: bool = setting(True, "write curves for TensorBoard as well")
+    wandb: str = setting("none", "none, or a Weights & Biases project to write curves to")
 
     def __post_init__(self):
         for name in ("images", "batch", "keep", "log_every"):

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from erw import checkpoint
+from erw.boards import open_boards
 from erw.build import public_buffers
 from erw.config import TrainConfig
 from erw.engine.engine import Engine
@@ -48,7 +49,8 @@ class Run:
         ranks.barrier()
         if ranks.first:
             self._open_folder()
-        self.telemetry = Telemetry(self.folder, config.train.images, self.images, ranks.first, config.train.tensorboard)
+        boards = open_boards(config, self.images) if ranks.first else []
+        self.telemetry = Telemetry(self.folder, config.train.images, self.images, ranks.first, boards)
         if self._resumed is not None:
             self.telemetry.say(f"resumed {self._resumed} at image {self.images:,}, phase {self.phase.name}")
 
@@ -90,7 +92,7 @@ class Run:
     def restore(self, engine: Engine) -> None:
         """Put the checkpoint's tensors, if the run was resumed, into ``engine``."""
         if self._resumed is not None:
-            engine.load(lambda key: checkpoint.read_tensors(self._resumed, key), self._meta.steps)
+            engine.load(lambda key: checkpoint.read_tensors(self._resumed, key), self._meta.steps, self._meta.loss_scaler)
 
     def advance(self, phase: Phase, images: int, flops: float, losses: list[dict[str, Tensor]], engine: Engine) -> None:
         """Count a step of ``images`` images and report it where a report is due. ``losses``: one entry a micro-batch."""
@@ -101,6 +103,7 @@ class Run:
             entry = self.accounts.phases[phase.name]
             values: dict[str, Any] = dict(self.ranks.mean(losses))
             values |= {"grad_norm": engine.grad_norm(), "coefficient": phase.coefficient, "phase": phase.name}
+            values |= {"loss_scale": engine.loss_scale()}
             values |= {"lr": self.lr_at(self._before)}
             values |= {"images_per_second": entry["images"] / max(entry["seconds"], 1e-9)}
             values |= {"seconds": self.accounts.total("seconds"), "flops": self.accounts.total("flops")}
@@ -122,6 +125,7 @@ class Run:
                 steps=engine.steps(),
                 config=to_dict(self.config),
                 accounts=self.accounts.state(),
+                loss_scaler=engine.scaler_state(),
             )
             buffers = public_buffers(engine.step_module)
             first = self.ranks.first

@@ -1,4 +1,4 @@
-"""What a run says: progress bar, metrics.jsonl, TensorBoard; and what it costs: images, seconds and FLOPs by account."""
+"""What a run says: progress bar, metrics.jsonl, boards; and what it costs: images, seconds and FLOPs by account."""
 
 import json
 import time
@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import Tensor
 from tqdm import tqdm
+
+from erw.boards import Board
 
 
 class Accounts:
@@ -61,17 +63,13 @@ class Accounts:
 class Telemetry:
     """Reports of one run, from the first rank only. Device values are read one report late, so the loop never waits."""
 
-    def __init__(self, folder: Path, total_images: int, start: int, speaks: bool, tensorboard: bool):
+    def __init__(self, folder: Path, total_images: int, start: int, speaks: bool, boards: list[Board]):
         self.speaks = speaks
         self._pending: list[tuple[int, dict[str, Any]]] = []
         if not speaks:
             return
         self._file = (folder / "metrics.jsonl").open("a", encoding="utf-8")
-        self._board = None
-        if tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._board = SummaryWriter(folder / "tensorboard", purge_step=start)
+        self._boards = boards
         # The bar appears with the first step: a mistake found before it gets a line of its own.
         self._bar: tqdm | None = None
         self._span = total_images, start
@@ -99,10 +97,8 @@ class Telemetry:
             self._file.flush()
             if self._bar is not None:
                 self._bar.set_postfix({k: f"{row[k]:.4g}" for k in ("loss", "align") if k in row}, refresh=False)
-            if self._board:
-                for key, value in row.items():
-                    if isinstance(value, (int, float)):
-                        self._board.add_scalar(key, value, images)
+            for board in self._boards:
+                board.write(images, {key: value for key, value in row.items() if isinstance(value, (int, float))})
         self._pending.clear()
 
     def say(self, text: str) -> None:
@@ -117,5 +113,5 @@ class Telemetry:
             if self._bar is not None:
                 self._bar.close()
             self._file.close()
-            if self._board:
-                self._board.close()
+            for board in self._boards:
+                board.close()

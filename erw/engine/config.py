@@ -9,7 +9,7 @@ from typing import Any, Literal
 from erw.errors import UserError
 from erw.settings import setting
 
-BUILTIN = ("zero0", "zero1", "zero2", "zero3")
+BUILTIN = ("zero0", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload")
 
 # DeepSpeed keys that have another owner, and the option that owns them.
 _OWNED = {
@@ -30,9 +30,11 @@ _OWNED = {
 class EngineConfig:
     """Settings of the engine."""
 
-    ds_config: str = setting("zero1", "DeepSpeed JSON file, or zero0 .. zero3 for those that come with erw")
-    precision: Literal["fp32", "bf16", "autocast"] = setting(
-        "bf16", "fp32; bf16 weights with fp32 masters (ZeRO-1 and up); bf16 autocast over fp32 weights"
+    ds_config: str = setting(
+        "zero1", "DeepSpeed JSON file, or one that comes with erw: zero0 .. zero3, zero2_offload, zero3_offload"
+    )
+    precision: Literal["fp32", "bf16", "fp16", "autocast"] = setting(
+        "bf16", "fp32; bf16 or fp16 (dynamic loss scale) weights with fp32 masters, from ZeRO-1 up; bf16 autocast over fp32"
     )
     accumulation: int = setting(1, "micro-batches a rank computes for one step")
     recompute: Literal["none", "selective", "full"] = setting(
@@ -78,9 +80,9 @@ def stage_of(ds_config: dict[str, Any]) -> int:
 
 def check_precision(config: EngineConfig) -> None:
     """Raise where precision and stage do not go together."""
-    if config.precision == "bf16" and stage_of(read_ds_config(config.ds_config)) == 0:
+    if config.precision in ("bf16", "fp16") and stage_of(read_ds_config(config.ds_config)) == 0:
         raise UserError(
-            f"--engine.precision bf16 needs ZeRO-1 or higher (free on one rank), not {config.ds_config}: choose"
+            f"--engine.precision {config.precision} needs ZeRO-1 or higher (free on one rank), not {config.ds_config}: choose"
             " --engine.ds_config zero1, or --engine.precision autocast"
         )
 
@@ -97,7 +99,8 @@ def deepspeed_dict(config: EngineConfig, batch: int, ranks: int, clip: float, to
     merged = read_ds_config(config.ds_config)
     zero = dict(merged.get("zero_optimization", {"stage": 0}))
     if stage_of(merged) > top_stage:
-        zero = {key: value for key, value in zero.items() if not key.startswith("stage3") and key != "memory_efficient_linear"}
+        of_stage_3 = ("stage3", "memory_efficient_linear", "offload_param")
+        zero = {key: value for key, value in zero.items() if not key.startswith(of_stage_3)}
         zero["stage"] = top_stage
     return {
         **merged,
@@ -108,6 +111,7 @@ def deepspeed_dict(config: EngineConfig, batch: int, ranks: int, clip: float, to
         # Without ZeRO our optimizer sees whole gradients and clips on the device.
         "gradient_clipping": clip if zero["stage"] else 0.0,
         "bf16": {"enabled": config.precision == "bf16"},
+        "fp16": {"enabled": config.precision == "fp16", "loss_scale": 0.0, "hysteresis": 1},
         "torch_autocast": {"enabled": config.precision == "autocast", "dtype": "bfloat16"},
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,

@@ -17,6 +17,9 @@ from erw.engine.ranks import Ranks
 from erw.optim import STATE_KEYS, WEIGHTS, AdamWEMA, OptimConfig, param_groups
 from erw.step import TrainStep, public_name
 
+# Of DeepSpeed's dynamic loss scaler.
+_SCALER_STATE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
+
 
 class Engine:
     """DeepSpeed around a `TrainStep`. Weights enter in fp32 and are the masters, unrounded, at every precision."""
@@ -76,6 +79,17 @@ class Engine:
         """Global gradient norm of the last step before clipping."""
         return self.optimizer.grad_norm if self.stage == 0 else self._deepspeed.get_global_grad_norm()
 
+    def loss_scale(self) -> float | None:
+        """Factor on the fp16 loss, None at other precisions."""
+        return self._deepspeed.optimizer.loss_scaler.cur_scale if self._deepspeed.fp16_enabled() else None
+
+    def scaler_state(self) -> dict[str, float]:
+        """What the dynamic loss scale must remember over a resume; empty at other precisions than fp16."""
+        if self.loss_scale() is None:
+            return {}
+        scaler = self._deepspeed.optimizer.loss_scaler
+        return {name: getattr(scaler, name) for name in _SCALER_STATE}
+
     def steps(self) -> int:
         """Optimizer steps taken in this phase."""
         return int(self.optimizer.state[self.shards.owned()[0]]["step"].item())
@@ -92,8 +106,9 @@ class Engine:
                 tensors[public_name(name)] = full.float().cpu()
         return tensors
 
-    def load(self, read: Callable[[str], dict[str, Tensor]], steps: int) -> None:
-        """Take over full tensors, ``read(key)[public name]``, and the step count. One key is in memory at a time."""
+    def load(self, read: Callable[[str], dict[str, Tensor]], steps: int, scaler: dict[str, float]) -> None:
+        """Take over full tensors, ``read(key)[public name]``, the step count and `scaler_state`. One key is in memory at a
+        time."""
         self.shards.link()
         for key in (WEIGHTS, *STATE_KEYS):
             tensors = read(key)
@@ -101,6 +116,8 @@ class Engine:
                 self.shards.set(parameter, key, tensors[public_name(name)])
         for tensor in self.shards.owned():
             self.optimizer.state[tensor]["step"].fill_(steps)
+        for name, value in scaler.items():
+            setattr(self._deepspeed.optimizer.loss_scaler, name, value)
 
     def release(self) -> None:
         """Free everything that this engine holds; it cannot be used afterwards."""
