@@ -1,0 +1,58 @@
+"""The contract notices planted faults: each mutant of each kernel must break it."""
+
+import importlib.util
+import itertools
+from pathlib import Path
+
+import pytest
+import torch
+
+import erw.kernels
+from contract import faults
+from erw.kernels import SPECS, Case
+from erw.kernels._launch import INTERPRETED
+from mutants import MUTANTS
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+CASES = (Case(batch=2, tokens=18, width=72, heads=1), Case(batch=1, tokens=70, width=24, heads=1))
+BY_NAME = {spec.name: spec for spec in SPECS}
+_number = itertools.count()
+
+pytestmark = pytest.mark.skipif(DEVICE == "cpu" and not INTERPRETED, reason="needs a CUDA device or TRITON_INTERPRET=1")
+
+
+def mutated(name: str, old: str, new: str, folder):
+    """The public function of operation ``name`` from a copy of its file in which ``old`` is replaced by ``new``."""
+    file = Path(erw.kernels.__path__[0]) / f"{name}.py"
+    source = file.read_text(encoding="utf-8")
+    assert source.count(old) >= 1, f"{name}.py does not hold {old!r}: the mutant is out of date"
+    number = next(_number)
+    copy = folder / f"{name}.py"
+    copy.write_text(source.replace(old, new).replace('"erw::', f'"erw_mutant_{number}::'), encoding="utf-8")
+    module_spec = importlib.util.spec_from_file_location(f"erw_mutant_{number}_{name}", copy)
+    module = importlib.util.module_from_spec(module_spec)
+    module_spec.loader.exec_module(module)
+    return module.SPEC.op
+
+
+@pytest.mark.parametrize(
+    ("name", "fault"), [(name, fault) for name, planted in MUTANTS.items() for fault in planted], ids=lambda text: text
+)
+def test_a_planted_fault_breaks_the_contract(name, fault, tmp_path):
+    spec, op = BY_NAME[name], mutated(name, *MUTANTS[name][fault], tmp_path)
+    broken = [
+        found
+        for case, dtypes, options in itertools.product((*CASES, *spec.cases), ("fp32", "mixed-fp16"), spec.options.values())
+        for found in faults(spec, case, dtypes, options, DEVICE, op)
+    ]
+    assert broken
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
+def test_an_unchanged_copy_keeps_the_contract(spec, tmp_path):
+    op, options = mutated(spec.name, "SPEC = Spec(", "SPEC = Spec(", tmp_path), next(iter(spec.options.values()))
+    assert not [found for case in CASES for found in faults(spec, case, "mixed-fp16", options, DEVICE, op)]
+
+
+def test_every_kernel_has_at_least_five_mutants():
+    assert {spec.name for spec in SPECS} == set(MUTANTS) and all(len(planted) >= 5 for planted in MUTANTS.values())
