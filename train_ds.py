@@ -44,7 +44,7 @@ def train(config: TrainConfig) -> None:
 
     method, batch_size, seed = config.method, config.train.batch, config.train.seed
     phase = run.phase
-    engine = build_engine(config, phase, ranks, None)
+    engine = build_engine(config, phase, ranks, None, run.initial_weights())
     run.restore(engine)
     batches = stream(
         dataset, seed, run.images, batch_size, micro, ranks.rank, ranks.count,
@@ -78,10 +78,11 @@ def train(config: TrainConfig) -> None:
     engine.release()
 
 
-def build_engine(config: TrainConfig, phase, ranks, carried) -> Engine:
+def build_engine(config: TrainConfig, phase, ranks, carried, initial=None) -> Engine:
     """The engine of one phase. A phase that holds only a prefix of the model stays at ZeRO-2 or below."""
     top_stage = 3 if phase.depth is None else 2
-    return Engine(build_step(config, phase, carried), config.engine, config.optim, config.train.batch, ranks, top_stage)
+    step = build_step(config, phase, carried, initial)
+    return Engine(step, config.engine, config.optim, config.train.batch, ranks, top_stage)
 
 
 def hand_over(config: TrainConfig, run: Run, engine: Engine, upcoming) -> Engine:
@@ -90,7 +91,7 @@ def hand_over(config: TrainConfig, run: Run, engine: Engine, upcoming) -> Engine
     weights = engine.read("weights")
     engine.release()
     run.begin_phase(upcoming, weights)
-    return build_engine(config, upcoming, run.ranks, weights)
+    return build_engine(config, upcoming, run.ranks, weights, run.initial_weights())
 
 
 @exits_cleanly

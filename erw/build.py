@@ -12,9 +12,11 @@ from erw.step import TrainStep, public_name
 from erw.types import Phase
 
 
-def build_step(config: TrainConfig, phase: Phase, carried: dict[str, Tensor] | None = None) -> TrainStep:
-    """The fp32 `TrainStep` of ``phase`` on the CPU, initialised from the seed; ``carried`` weights (public names) are
-    laid over it. Backbone and heads have streams of their own, so a method's heads do not change the backbone's start.
+def build_step(config: TrainConfig, phase: Phase, carried: dict[str, Tensor] | None = None,
+               initial: dict[str, Tensor] | None = None) -> TrainStep:  # fmt: skip
+    """The fp32 `TrainStep` of ``phase`` on the CPU, initialised from the seed; over that are laid what the phase has of
+    the ``initial`` weights (see `erw.init_from`), then all ``carried`` ones, both by public name. Backbone and heads have
+    streams of their own, so a method's heads do not change the backbone's start.
     """
     opset = ops.resolve(config.engine.ops)
     seed = config.train.seed
@@ -27,6 +29,9 @@ def build_step(config: TrainConfig, phase: Phase, carried: dict[str, Tensor] | N
         model.keep_span(phase.first, phase.depth)
     model.recompute = config.engine.recompute
     step = TrainStep(model, heads, config.method, config.objective, phase, opset)
+    if initial:
+        here = {public_name(name) for name, _ in step.named_parameters()}
+        carry_over(step, {name: value for name, value in initial.items() if name in here})
     if carried is not None:
         carry_over(step, carried)
     return step.train()

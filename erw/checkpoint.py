@@ -168,14 +168,15 @@ def check_same_run(meta: Meta, config: dict[str, Any], checkpoint: Path) -> None
     """
     written = to_dict(config_from_dict(meta.config))
     fixed = ["model", "method", "objective", "optim", "latents", "teacher", "data"]
-    pairs = [(f"{s}.{k}", meta.config[s].get(k), v) for s in fixed for k, v in config[s].items()]
-    pairs += [(f"train.{k}", meta.config["train"].get(k), config["train"][k]) for k in ("batch", "seed")]
-    pairs += [("engine.precision", meta.config["engine"].get("precision"), config["engine"]["precision"])]
+    pairs = [(f"{s}.{k}", written[s].get(k), v) for s in fixed for k, v in config[s].items()]
+    of_train = ("batch", "seed", "init_from", "init_convention")
+    pairs += [(f"train.{k}", written["train"][k], config["train"][k]) for k in of_train]
+    pairs += [("engine.precision", written["engine"]["precision"], config["engine"]["precision"])]
     free = {"data.path", "data.workers"}
     for name, before, now in pairs:
         same = list(before) == list(now) if isinstance(now, tuple) else before == now
         if not same and name not in free:
             raise UserError(
                 f"{checkpoint} was written with --{name} {before}, this run has {now}: give the same, or start a new"
-                " run with another --train.out"
+                f" run with another --train.out (and --train.init_from {checkpoint} for its weights)"
             )

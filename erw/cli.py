@@ -1,4 +1,4 @@
-"""The installed command ``erw``: train and sample. A new subcommand is one entry in ``COMMANDS``."""
+"""The installed command ``erw``: train, sample and convert. A new subcommand is one entry in ``COMMANDS``."""
 
 import argparse
 import sys
@@ -12,6 +12,7 @@ from erw.settings import formatter
 
 TRAIN = "train a preset: erw train PRESET [--section.field VALUE ...]; the same as python train_ds.py"
 SAMPLE = "sample images from a run or a checkpoint: erw sample runs/demo/erw --count 64"
+CONVERT = "a .pt file of SiT, DiT or REPA to a run, or back: erw convert FILE.pt --convention sit --out runs/sit"
 
 
 def train(arguments: list[str]) -> None:
@@ -76,7 +77,45 @@ def sample(arguments: list[str]) -> None:
     print(folder / "samples.npz")
 
 
-COMMANDS = {"train": (train, TRAIN), "sample": (sample, SAMPLE)}
+def _convert_parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="erw convert",
+        formatter_class=formatter,
+        description="Make a run of a public checkpoint, to sample from (erw sample) or to start from (--train.init_from);\n"
+        "or write a run's EMA weights as such a file.",
+        epilog="examples:\n  erw convert SiT-XL-2-256.pt --convention sit --out runs/sit\n"
+        "  erw convert runs/repa --to repa --out repa.pt",
+    )
+    parser.add_argument("path", type=Path, metavar="FILE_OR_RUN", help="a .pt file; with --to a run or a checkpoint")
+    way = parser.add_mutually_exclusive_group(required=True)
+    way.add_argument("--convention", help="whose code wrote the file: sit, dit or repa")
+    way.add_argument("--to", help="whose code shall read the file: sit, dit or repa")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the new run; with --to the file to write")
+    parser.add_argument("--num-heads", type=int, help="attention heads, of a size that was not published")
+    parser.add_argument("--latents", choices=("vae", "pixels"), help="what the model's images are (default vae)")
+    parser.add_argument("--vae", help="AutoencoderKL that decodes them: hub name or local folder")
+    return parser
+
+
+def convert(arguments: list[str]) -> None:
+    """``erw convert``."""
+    options = _convert_parser().parse_args(arguments)
+    from erw.convert import export_public, import_public
+    from erw.latents import LatentConfig
+
+    if options.to is not None:
+        for name in ("num_heads", "latents", "vae"):
+            if getattr(options, name) is not None:
+                raise UserError(f"--{name.replace('_', '-')} is for --convention, not for --to: leave it out")
+        export_public(options.path, options.to, options.out)
+        print(options.out)
+        return
+    latents = LatentConfig(kind=options.latents or "vae")
+    latents = replace(latents, vae=options.vae) if options.vae else latents
+    print(import_public(options.path, options.convention, options.out, latents, options.num_heads))
+
+
+COMMANDS = {"train": (train, TRAIN), "sample": (sample, SAMPLE), "convert": (convert, CONVERT)}
 
 
 @exits_cleanly

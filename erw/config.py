@@ -27,6 +27,8 @@ class RunConfig:
     seed: int = setting(0, "decides weights, data order, noise, t and label drop")
     out: str = setting("runs/run", "folder of the run")
     resume: str = setting("none", "none; auto: go on from the newest checkpoint in the run's folder; or a checkpoint")
+    init_from: str = setting("none", "none; or start with the weights of a run, a checkpoint or a .pt file of other code")
+    init_convention: str = setting("none", "whose code wrote that .pt file: sit, dit or repa")
     save_every: int = setting(12_800_000, "images between checkpoints; 0 saves at the end only")
     keep: int = setting(3, "checkpoints kept; older ones are deleted")
     log_every: int = setting(25_600, "images between lines of metrics.jsonl")
@@ -39,6 +41,8 @@ class RunConfig:
                 raise UserError(f"--train.{name} must be at least 1, not {getattr(self, name)}")
         if self.seed < 0:
             raise UserError(f"--train.seed must not be negative, not {self.seed}")
+        if self.init_convention != "none" and self.init_from == "none":
+            raise UserError(f"--train.init_convention {self.init_convention} needs a .pt file: name it with --train.init_from")
 
 
 @dataclass(frozen=True, kw_only=True)

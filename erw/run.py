@@ -22,6 +22,7 @@ from erw.config import TrainConfig
 from erw.engine.engine import Engine
 from erw.engine.ranks import Ranks
 from erw.errors import UserError
+from erw.init_from import pinned, read_start, require
 from erw.settings import to_dict
 from erw.telemetry import Accounts, Telemetry
 from erw.types import Phase
@@ -38,8 +39,10 @@ class Run:
         self._resumed, self._meta = self._find_checkpoint(), None
         if self._resumed is not None:
             self._meta = checkpoint.read_meta(self._resumed)
+            checkpoint.check_resumable(self._resumed)
             checkpoint.check_same_run(self._meta, to_dict(config), self._resumed)
             self.images = self._meta.images
+        self._init_from = Path(self._meta.init_from) if self._meta and self._meta.init_from else pinned(config.train)
         self.accounts = Accounts(ranks.count, self._meta.accounts if self._meta else None)
         # A checkpoint written at a hand-over still holds the phase that ended.
         self.phase: Phase = config.method.phase(max(self.images - 1, 0) if self._meta else 0)
@@ -66,6 +69,11 @@ class Run:
             return None
         if wish == "auto":
             return existing[-1] if existing else None
+        if Path(wish).is_file():
+            raise UserError(
+                f"--resume {wish} is a file, and a run goes on from a checkpoint of its own: to start with that file's weights"
+                f" use --train.init_from {wish} --train.init_convention sit, dit or repa"
+            )
         return checkpoint.locate(Path(wish))
 
     def _open_folder(self) -> None:
@@ -88,6 +96,20 @@ class Run:
     def complete(self) -> bool:
         """Whether every image has been trained."""
         return self.images >= self.config.train.images
+
+    def initial_weights(self) -> dict[str, Tensor]:
+        """What ``--train.init_from`` gives the engine of the phase that begins, by public name; nothing to one that
+        `restore` fills, for its checkpoint has everything."""
+        if self._init_from is None:
+            return {}
+        if self._meta is not None and self.phase_start < self._meta.images:
+            if any(boundary >= self.images for boundary in self.config.method.boundaries()):
+                require(self._init_from)  # for a phase to come: now, not after hours
+            return {}
+        start = read_start(self.config, self._init_from)
+        if self.images == 0:
+            self.telemetry.say(start.report)
+        return start.weights
 
     def restore(self, engine: Engine) -> None:
         """Put the checkpoint's tensors, if the run was resumed, into ``engine``."""
@@ -126,6 +148,7 @@ class Run:
                 config=to_dict(self.config),
                 accounts=self.accounts.state(),
                 loss_scaler=engine.scaler_state(),
+                init_from=str(self._init_from or ""),
             )
             buffers = public_buffers(engine.step_module)
             first = self.ranks.first
