@@ -1,7 +1,7 @@
 """Convergence of several methods side by side: train at equal FLOPs, read the curves, draw them.
 
 Curves come from the runs' own ``evals.jsonl``: images, training FLOPs and seconds (evaluation and saving apart), Frechet
-distance and accuracy of class-conditional samples from the EMA.
+distance, accuracy and near-copies of class-conditional samples from the EMA.
 """
 
 import json
@@ -22,6 +22,7 @@ from erw.teachers import load_teacher
 
 AXES = (("flops", "training FLOPs"), ("seconds", "training seconds"), ("images", "training images"))
 NAMES = {"sit": "SiT", "repa": "REPA", "erw": "ERW"}
+NAMES |= {"repa-supervised": "REPA (supervised)", "erw-supervised": "ERW (supervised)"}
 
 
 def read_curve(run: Path) -> list[dict[str, float]]:
@@ -30,12 +31,15 @@ def read_curve(run: Path) -> list[dict[str, float]]:
     return sorted((json.loads(row) for row in rows), key=lambda row: row["images"])
 
 
+def read_run(run: Path) -> dict[str, Any]:
+    """``curve``, ``accounts`` and the newest ``checkpoint`` of a finished run's folder."""
+    accounts = json.loads((run / "accounts.json").read_text(encoding="utf-8"))
+    return {"curve": read_curve(run), "accounts": accounts, "checkpoint": locate(run).name}
+
+
 def summarise(runs: dict[str, Path]) -> dict[str, Any]:
     """Curves, accounts and the teacher's own training of each run, with hardware and versions."""
-    methods = {}
-    for name, run in runs.items():
-        accounts = json.loads((run / "accounts.json").read_text(encoding="utf-8"))
-        methods[name] = {"curve": read_curve(run), "accounts": accounts, "checkpoint": locate(run).name}
+    methods = {name: read_run(run) for name, run in runs.items()}
     return {"methods": methods, "teacher": teacher_cost(runs), **environment()}
 
 
@@ -43,10 +47,13 @@ def teacher_cost(runs: dict[str, Path]) -> dict[str, Any] | None:
     """What the training of the runs' own teacher cost, which is in no run's FLOPs; None without one."""
     names = {json.loads((run / "config.json").read_text(encoding="utf-8"))["teacher"]["name"] for run in runs.values()}
     trained = sorted(name for name in names if name.startswith("digits-"))
-    if not trained:
-        return None
-    teacher = load_teacher(trained[0], torch.device("cpu"))
-    return {"name": trained[0], "training_flops": teacher.training_flops, "training_seconds": teacher.training_seconds}
+    return {"name": trained[0], **teacher_training(trained[0])} if trained else None
+
+
+def teacher_training(name: str) -> dict[str, float]:
+    """``training_flops`` and ``training_seconds`` of the digits' teacher ``name``; KeyError for an unknown one."""
+    teacher = load_teacher(name, torch.device("cpu"))
+    return {"training_flops": teacher.training_flops, "training_seconds": teacher.training_seconds}
 
 
 def environment() -> dict[str, Any]:

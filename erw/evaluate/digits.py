@@ -1,4 +1,4 @@
-"""The judge of generated digits: a Frechet distance to the held-out digits, and the accuracy of class conditioning.
+"""The judge of generated digits: a Frechet distance to the held-out digits, the accuracy of class conditioning, copies.
 
 The judge is a classifier of another architecture and training than the teachers (a perceptron; they are convolutional),
 so that aligning with a teacher is not scored by its likeness. It has seen the train split only.
@@ -15,6 +15,7 @@ from erw.data import digits
 from erw.data.digits import Augmentation, augment
 from erw.errors import UserError
 from erw.evaluate.frechet import Moments, frechet_distance
+from erw.evaluate.memorisation import copy_threshold, memorised_share
 
 FEATURES = 32
 _HIDDEN = 256
@@ -31,7 +32,9 @@ class DigitsJudge(nn.Module):
         self.body, self.head = body, head
         self.training_seconds = float(facts["training_seconds"])
         self.eval().requires_grad_(False)
-        self.reference = Moments.of(self.features(digits.load("held_out")[0]))
+        held_out, self.training = digits.load("held_out")[0], digits.load("train")[0]
+        self.reference = Moments.of(self.features(held_out))
+        self.threshold = copy_threshold(held_out, self.training)
 
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:
@@ -52,13 +55,16 @@ class DigitsJudge(nn.Module):
         """Judge samples (N, 1, 8, 8) in [-1, 1] that were drawn for ``labels`` (N,) int64.
 
         ``frechet`` is the distance to the 360 held-out digits, lower is better; ``accuracy`` the fraction of samples
-        that look like what they were drawn for. Raises `UserError` for fewer than 2 samples, NaN or infinity.
+        that look like what they were drawn for; ``memorised`` the fraction nearer to a training digit than held-out digits
+        are (`erw.evaluate.memorisation`), about 0.05 for new digits. Raises `UserError` for fewer than 2 samples, NaN or
+        infinity.
         """
         if len(images) != len(labels):
             raise ValueError(f"{len(images)} images but {len(labels)} labels")
         frechet = frechet_distance(Moments.of(self.features(images)), self.reference)
         hits = self.predict(images) == labels.to(next(self.head.parameters()).device)
-        return {"frechet": frechet, "accuracy": float(hits.double().mean())}
+        memorised = memorised_share(images, self.training, self.threshold)
+        return {"frechet": frechet, "accuracy": float(hits.double().mean()), "memorised": memorised}
 
 
 def load_judge(device: torch.device | str) -> DigitsJudge:

@@ -37,7 +37,7 @@ def test_the_summary_has_what_the_curves_need(runs, tmp_path):
     assert set(summary) == {"methods", "teacher", "hardware", "versions"} and list(summary["methods"]) == list(METHODS)
     for entry in summary["methods"].values():
         assert [row["images"] for row in entry["curve"]] == [4 * BATCH, 6 * BATCH]
-        assert all(set(row) == {"images", "flops", "seconds", "frechet", "accuracy"} for row in entry["curve"])
+        assert all(set(row) == {"images", "flops", "seconds", "frechet", "accuracy", "memorised"} for row in entry["curve"])
     convergence.draw_curves(summary, tmp_path / "curves.png")
     convergence.draw_samples(runs, tmp_path / "samples.png", per_class=1)
     for name in ("curves.png", "samples.png"):

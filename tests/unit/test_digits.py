@@ -263,9 +263,10 @@ def test_nt_xent_against_its_definition():
 def test_judge_knows_held_out_digits(judge):
     held_out, answers = digits.load("held_out")
     figures = judge.evaluate(held_out, answers)
-    assert set(figures) == {"frechet", "accuracy"}
+    assert set(figures) == {"frechet", "accuracy", "memorised"}
     assert figures["accuracy"] >= 0.975
     assert figures["frechet"] == pytest.approx(0.0, abs=1e-6)
+    assert figures["memorised"] == pytest.approx(0.05, abs=0.005)
     assert judge.features(held_out).shape == (360, 32)
     assert judge.reference.enough
 
@@ -281,6 +282,7 @@ def test_judge_ranks_digits_before_poor_ones_before_noise(judge):
     assert real["frechet"] < 1.5 < poor["frechet"] < 20 < none["frechet"]
     assert real["accuracy"] > poor["accuracy"] > none["accuracy"]
     assert none["accuracy"] < 0.3
+    assert (real["memorised"], none["memorised"]) == (1.0, 0.0)
 
 
 @pytest.mark.slow
