@@ -8,7 +8,7 @@ from torch import nn
 
 from erw.models.sit import SiT, sized
 
-# Parameters in millions, projector apart (SiT, Table 1).
+# Parameters in millions, projector apart (SiT, Table 1; the same in DiT, Table 4).
 PUBLISHED_MILLIONS = {"B/2": 130, "L/2": 458, "XL/2": 675}
 
 
@@ -41,12 +41,12 @@ class Count:
         return self.ours == self.reference and round(self.ours / 1e6) == self.published_millions
 
 
-def counts(build_reference: Callable[[str], nn.Module]) -> list[Count]:
-    """Parameter counts at each published size; nothing is allocated."""
+def counts(build_reference: Callable[[str], nn.Module], learn_sigma: bool = False) -> list[Count]:
+    """Parameter counts at each published size; nothing is allocated. ``learn_sigma``: with DiT's and SiT's 2C channels."""
     found = []
     for name, millions in PUBLISHED_MILLIONS.items():
         with torch.device("meta"):
-            ours, reference = SiT(sized(name)), build_reference(name)
+            ours, reference = SiT(sized(name, learn_sigma=learn_sigma)), build_reference(name)
         found.append(Count(name, trainable(ours), trainable(reference), millions))
     return found
 
@@ -58,7 +58,8 @@ def trainable(model: nn.Module) -> int:
 
 
 def group_of(quantity: str) -> str:
-    """The table's row for a gradient: its module, whichever block it is in. Outputs are rows of their own."""
+    """The table's row: for a gradient its module, whichever block it is in, else the quantity up to the first comma."""
+    quantity = quantity.partition(",")[0]
     kind, _, name = quantity.partition(" ")
     if kind != "gradient":
         return quantity

@@ -68,7 +68,7 @@ CONVENTIONS = {
     "repa": Convention(
         objective=Flow(),
         learn_sigma=False,
-        sample=SampleConfig(sampler="sde", steps=250),
+        sample=SampleConfig(sampler="sde", steps=250, diffusion="linear"),
         projectors=True,
         paths={"linear": "linear", "cosine": "cosine"},
         prediction="v",

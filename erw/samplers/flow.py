@@ -11,7 +11,7 @@ from erw.samplers.config import SampleConfig
 from erw.samplers.guidance import Network
 
 Noise = Callable[[int], Tensor]
-# Where a coefficient of the SDE is infinite at t = 1, sampling starts this much below it, as SiT's does.
+# Where a coefficient of the SDE is infinite at t = 1, sampling starts this much below it.
 _START_GAP = 1e-3
 
 
