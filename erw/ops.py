@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from erw.errors import UserError
@@ -73,9 +73,20 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v)
 
 
-def gelu(x: Tensor) -> Tensor:
-    """GELU, tanh approximation."""
-    return F.gelu(x, approximate="tanh")
+def adaln_linear(x: Tensor, linear: nn.Linear, *, shift: Tensor, scale: Tensor) -> Tensor:
+    """``linear(adaln_modulate(x))``: (B, T, D) to (B, T, E)."""
+    return linear(adaln_modulate(x, shift=shift, scale=scale))
+
+
+def gated_residual_adaln(x: Tensor, y: Tensor, *, gate: Tensor, shift: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """(x + gate * y, its modulation): the end of one branch and the beginning of the next."""
+    x = gated_residual(x, y, gate=gate)
+    return x, adaln_modulate(x, shift=shift, scale=scale)
+
+
+def mlp(x: Tensor, fc1: nn.Linear, fc2: nn.Linear) -> Tensor:
+    """``fc2(gelu(fc1(x)))``, GELU by its tanh approximation: (B, T, D) to (B, T, D)."""
+    return fc2(F.gelu(fc1(x), approximate="tanh"))
 
 
 def cosine_alignment(z: Tensor, target: Tensor) -> Tensor:
@@ -92,7 +103,8 @@ def _contrast(z: Tensor, u: Tensor, positive: Tensor, tau: float) -> Tensor:
     """Cross-entropy of each row of z (K, b, D) against its ``positive`` (b,) among the rows of u (K, G, D): (K, b)."""
     wide = _wide(z)
     z, u = F.normalize(z.to(wide), dim=-1, eps=1e-12), F.normalize(u.to(wide), dim=-1, eps=1e-12)
-    logits = z @ u.transpose(1, 2) / tau
+    with torch.autocast(z.device.type, enabled=False):  # which would round the logits
+        logits = z @ u.transpose(1, 2) / tau
     return torch.logsumexp(logits, dim=-1) - logits.gather(-1, positive.view(1, -1, 1).expand(len(z), -1, 1)).squeeze(-1)
 
 
@@ -141,7 +153,9 @@ class OpSet:
     gated_residual: Callable = gated_residual
     qk_norm_rope: Callable = qk_norm_rope
     attention: Callable = attention
-    gelu: Callable = gelu
+    adaln_linear: Callable = adaln_linear
+    gated_residual_adaln: Callable = gated_residual_adaln
+    mlp: Callable = mlp
     cosine_alignment: Callable = cosine_alignment
     nt_xent_alignment: Callable = nt_xent_alignment
     nt_xent_in_image: Callable = nt_xent_in_image

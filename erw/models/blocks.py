@@ -6,7 +6,10 @@ from erw.ops import OpSet
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention with optional QK-norm (LayerNorm per head, as timm's) and 2D RoPE."""
+    """Multi-head self-attention with optional QK-norm (LayerNorm per head, as timm's) and 2D RoPE.
+
+    ``qkv`` is called by the block, which fuses it with the modulation before it; the rest is the forward.
+    """
 
     def __init__(self, width: int, num_heads: int, qk_norm: bool, ops: OpSet):
         super().__init__()
@@ -16,9 +19,9 @@ class Attention(nn.Module):
         self.k_norm = nn.LayerNorm(width // num_heads) if qk_norm else None
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, rope: Tensor | None) -> Tensor:
-        """x (B, T, D), rope (2, T, D / heads) or None; returns (B, T, D)."""
-        qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))
+    def forward(self, qkv: Tensor, rope: Tensor | None) -> Tensor:
+        """qkv (B, T, 3D) as ``self.qkv`` gave it, rope (2, T, D / heads) or None; returns (B, T, D)."""
+        qkv = qkv.unflatten(-1, (3, self.num_heads, -1))
         q, k, v = self.ops.qk_norm_rope(qkv, q_norm=self.q_norm, k_norm=self.k_norm, rope=rope)
         return self.proj(self.ops.attention(q, k, v).transpose(1, 2).flatten(2))
 
@@ -33,7 +36,7 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(self.ops.gelu(self.fc1(x)))
+        return self.ops.mlp(x, self.fc1, self.fc2)
 
 
 class SiTBlock(nn.Module):
@@ -50,8 +53,9 @@ class SiTBlock(nn.Module):
         """x (B, T, D) residual stream, c (B, D) conditioning, rope (2, T, D / heads) or None."""
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.adaLN_modulation(c).chunk(6, dim=-1)
         ops = self.ops
-        x = ops.gated_residual(x, self.attn(ops.adaln_modulate(x, shift=shift_a, scale=scale_a), rope), gate=gate_a)
-        return ops.gated_residual(x, self.mlp(ops.adaln_modulate(x, shift=shift_m, scale=scale_m)), gate=gate_m)
+        attended = self.attn(ops.adaln_linear(x, self.attn.qkv, shift=shift_a, scale=scale_a), rope)
+        x, modulated = ops.gated_residual_adaln(x, attended, gate=gate_a, shift=shift_m, scale=scale_m)
+        return ops.gated_residual(x, self.mlp(modulated), gate=gate_m)
 
 
 class FinalLayer(nn.Module):
@@ -65,4 +69,4 @@ class FinalLayer(nn.Module):
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
         shift, scale = self.adaLN_modulation(c).chunk(2, dim=-1)
-        return self.linear(self.ops.adaln_modulate(x, shift=shift, scale=scale))
+        return self.ops.adaln_linear(x, self.linear, shift=shift, scale=scale)

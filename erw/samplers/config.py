@@ -5,6 +5,7 @@ from typing import Literal
 
 from erw.errors import UserError
 from erw.objectives import Objective
+from erw.objectives.ddpm import STEPS
 from erw.settings import setting
 
 
@@ -48,3 +49,11 @@ class SampleConfig:
                 f"--sample.sampler {self.sampler} does not fit --objective.name {objective.name}: choose one of"
                 f" {', '.join(objective.samplers)}"
             )
+        if self.sampler in ("ddpm", "ddim"):
+            check_chain(self.steps)
+
+
+def check_chain(steps: int) -> None:
+    """Raise `UserError` where a DDPM has fewer steps than that."""
+    if steps > STEPS:
+        raise UserError(f"--sample.steps {steps}: this objective has {STEPS}")

@@ -5,9 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from erw.errors import UserError
 from erw.objectives.ddpm import STEPS, Ddpm, Schedule
-from erw.samplers.config import SampleConfig
+from erw.samplers.config import SampleConfig, check_chain
 from erw.samplers.guidance import Network
 
 Noise = Callable[[int], Tensor]
@@ -15,8 +14,7 @@ Noise = Callable[[int], Tensor]
 
 def respaced(steps: int) -> Tensor:
     """(steps,) int64: the evenly spaced ones of 0..999, both ends included (Nichol & Dhariwal, Sec. 4)."""
-    if steps > STEPS:
-        raise UserError(f"--sample.steps {steps}: this objective has {STEPS}")
+    check_chain(steps)
     stride = (STEPS - 1) / (steps - 1)
     # Added up rather than multiplied, as in the papers' code: sums that land near a half round the same way.
     kept, position = [], 0.0
