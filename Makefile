@@ -31,12 +31,15 @@ demo: $(STAMP)
 # Tests run several processes at once, whose waiting threads must not spin.
 test test-fast: export OMP_WAIT_POLICY ?= PASSIVE
 
+# A file stays with one worker: what its tests share is made once.
+PYTEST := $(BIN)/python -m pytest -q -n 2 --dist loadfile
+
 test: $(STAMP)
-	@$(BIN)/python -m pytest -m "not slow" -q
-	@$(BIN)/python -m pytest -m slow -q
+	@$(PYTEST) -m "not slow"
+	@$(PYTEST) -m slow
 
 test-fast: $(STAMP)
-	@$(BIN)/python -m pytest -m "not slow" -q
+	@$(PYTEST) -m "not slow"
 
 lint: $(STAMP)
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

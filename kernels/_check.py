@@ -29,3 +29,18 @@ def unit_last(name: str, tensor: Tensor) -> Tensor:
     if tensor.stride(-1) == 0 and tensor.shape[-1] > 1:
         raise ValueError(f"{name} has stride 0 in its last dimension, should hold its own elements: call .contiguous()")
     return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
+
+
+def dense_samples(tensor: Tensor) -> Tensor:
+    """``tensor`` (B, ...) each of whose samples lies dense, wherever it begins, as the kernels read it."""
+    expected = 1
+    for length, stride in zip(reversed(tensor.shape[1:]), reversed(tensor.stride()[1:]), strict=True):
+        if length != 1 and stride != expected:
+            return tensor.contiguous()
+        expected *= length
+    return tensor
+
+
+def dense(tensor: Tensor) -> bool:
+    """Whether the elements of ``tensor`` fill one stretch of memory, in whatever order."""
+    return tensor.is_contiguous() or torch.empty_like(tensor, device="meta").stride() == tensor.stride()

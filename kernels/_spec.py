@@ -1,5 +1,6 @@
 """What tests and benchmarks know of an operation. Each file of this folder ends with a `Spec`; ``SPECS`` lists them."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -18,6 +19,11 @@ class Case:
     width: int = 64
     heads: int = 4
 
+    def latent(self, channels: int = 4) -> tuple[int, int, int, int]:
+        """(B, C, H, W) of an image whose 2 x 2 patches make about so many tokens; of odd sides where these are odd."""
+        side = 2 * math.isqrt(self.tokens) + self.tokens % 2
+        return self.batch, channels, side, side
+
 
 @dataclass(frozen=True, kw_only=True)
 class Spec:
@@ -28,9 +34,14 @@ class Spec:
     roles       argument to its role: ``stream`` (residual stream), ``matmul`` (matmul operands) or ``float32``
     grads       arguments that have gradients
     reduces     those of them (and of the outputs, as ``out0``, ...) that are sums over tokens, so rounded more loosely
-    options     keyword arguments that are not tensors, by the name of the variant that they make
+    options     keyword arguments that are not tensors, by the name of the variant that they make; they come before inputs of
+                the same name (None leaves a tensor out, a function makes one from the inputs)
+    rows        argument to the order of dimensions in which its rows take turns in the kinds of `telling_rows`, where that
+                is not its own
     trace       calls forward and backward launchers on inputs of any device, for ahead-of-time compilation
     traffic     (case, bytes of a stream element, of a matmul element) to bytes moved (forward, backward)
+    timed       (provider, inputs, options) to what a benchmark calls, where ``op`` copies what the real call overwrites;
+                providers are ``kernel`` and ``eager``
     cases       sizes that matter for this operation besides the common ones
     """
 
@@ -42,8 +53,10 @@ class Spec:
     grads: tuple[str, ...]
     reduces: tuple[str, ...] = ()
     options: dict[str, dict] = field(default_factory=lambda: {"plain": {}})
+    rows: dict[str, tuple[int, ...]] = field(default_factory=dict)
     trace: Callable[..., None]
     traffic: Callable[[Case, int, int], tuple[int, int]]
+    timed: Callable[..., Callable[[], object]] | None = None
     cases: tuple[Case, ...] = ()
 
 

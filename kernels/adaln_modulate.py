@@ -60,8 +60,9 @@ def _forward_kernel(
 
 @triton.jit
 def _backward_kernel(
-    x_ptr, scale_ptr, dout_ptr, mean_ptr, rstd_ptr, dx_ptr, dscale_ptr, dshift_ptr, scale_stride, tokens, parts,
-    D: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr, STEPS: tl.constexpr,
+    x_ptr, shift_ptr, scale_ptr, dout_ptr, mean_ptr, rstd_ptr, dx_ptr, again_ptr, dscale_ptr, dshift_ptr,
+    shift_stride, scale_stride, tokens, parts,
+    D: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr, STEPS: tl.constexpr, AGAIN: tl.constexpr,
 ):  # fmt: skip
     b = tl.program_id(0).to(tl.int64)
     part = tl.program_id(1)
@@ -86,6 +87,10 @@ def _backward_kernel(
         mean_gn = tl.sum(g * normed, axis=1) / D
         dx = rstd[:, None] * (g - mean_g[:, None] - normed * mean_gn[:, None])
         tl.store(dx_ptr + place, dx.to(dx_ptr.dtype.element_ty), mask=mask)
+        if AGAIN:
+            shift = tl.load(shift_ptr + b * shift_stride + cols, mask=inside, other=0.0).to(tl.float32)
+            out = normed * scale[None, :] + shift[None, :]
+            tl.store(again_ptr + place, out.to(again_ptr.dtype.element_ty), mask=mask)
         dscale += tl.sum(dout * normed, axis=0)
         dshift += tl.sum(dout, axis=0)
     place = (b * parts + part) * D + cols
@@ -109,20 +114,24 @@ def _forward(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> tuple[Tenso
     return out, mean, rstd
 
 
-def _backward(x: Tensor, scale: Tensor, dout: Tensor, mean: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(dx, dshift, dscale)."""
+def _backward(
+    x: Tensor, shift: Tensor, scale: Tensor, dout: Tensor, mean: Tensor, rstd: Tensor, again: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(dx, dshift, dscale, the output anew or an empty tensor)."""
     batch, tokens, width = x.shape
-    x, dout, scale = x.contiguous(), dout.contiguous(), unit_last("scale", scale)
-    dx = torch.empty_like(x)
+    x, dout = x.contiguous(), dout.contiguous()
+    shift, scale = unit_last("shift", shift), unit_last("scale", scale)
+    dx, out = torch.empty_like(x), torch.empty_like(dout) if again else dout.new_empty(0)
     cut = row_strips(width, batch, tokens)
     parts = triton.cdiv(tokens, cut.rows)
     dscale, dshift = x.new_empty((2, batch, parts, width), dtype=torch.float32).unbind()
     with device_of(x):
         launch(
-            _backward_kernel, (batch, parts), x, scale, dout, mean, rstd, dx, dscale, dshift, scale.stride(0), tokens, parts,
-            num_warps=cut.num_warps, D=width, BLOCK=cut.block, TILE=cut.tile, STEPS=cut.steps,
+            _backward_kernel, (batch, parts), x, shift, scale, dout, mean, rstd, dx, out, dscale, dshift, shift.stride(0),
+            scale.stride(0), tokens, parts, num_warps=cut.num_warps, D=width, BLOCK=cut.block, TILE=cut.tile,
+            STEPS=cut.steps, AGAIN=again,
         )  # fmt: skip
-        return dx, sum_partials(dshift, dout.dtype), sum_partials(dscale, scale.dtype)
+        return dx, sum_partials(dshift, shift.dtype), sum_partials(dscale, scale.dtype), out
 
 
 _forward_op = torch.library.custom_op("erw::adaln_modulate", _forward, mutates_args=())
@@ -136,19 +145,20 @@ def _(x, shift, scale, eps):
 
 
 @_backward_op.register_fake
-def _(x, scale, dout, mean, rstd):
-    return x.new_empty(x.shape), dout.new_empty(scale.shape), scale.new_empty(scale.shape)
+def _(x, shift, scale, dout, mean, rstd, again):
+    out = dout.new_empty(dout.shape if again else 0)
+    return x.new_empty(x.shape), shift.new_empty(shift.shape), scale.new_empty(scale.shape), out
 
 
 def _save(ctx, inputs, output):
-    x, _, scale, _ = inputs
+    x, shift, scale, _ = inputs
     _, mean, rstd = output
-    ctx.save_for_backward(x, scale, mean, rstd)
+    ctx.save_for_backward(x, shift, scale, mean, rstd)
 
 
 def _differentiate(ctx, dout, *_):
-    x, scale, mean, rstd = ctx.saved_tensors
-    dx, dshift, dscale = _backward_op(x, scale, dout, mean, rstd)
+    x, shift, scale, mean, rstd = ctx.saved_tensors
+    dx, dshift, dscale, _ = _backward_op(x, shift, scale, dout, mean, rstd, False)
     return dx, dshift, dscale, None
 
 
@@ -171,6 +181,30 @@ def adaln_modulate(x: Tensor, *, shift: Tensor, scale: Tensor, eps: float = EPS)
     return _forward_op(x, shift, scale, eps)[0]
 
 
+def adaln_statistics(x: Tensor, shift: Tensor, scale: Tensor, eps: float = EPS) -> tuple[Tensor, Tensor, Tensor]:
+    """(out, mean (B, T) fp32, rstd (B, T) fp32), without autograd, for functions with a backward of their own."""
+    if runs_kernels(x):
+        return _forward_op(x, shift, scale, eps)
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    rstd = (wide.var(dim=-1, correction=0) + eps).rsqrt()
+    return adaln_modulate_reference(x, shift=shift, scale=scale, eps=eps), wide.mean(dim=-1), rstd
+
+
+def adaln_again(
+    x: Tensor, shift: Tensor, scale: Tensor, dout: Tensor, mean: Tensor, rstd: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(dx, dshift, dscale, out): the backward that also gives what the forward gave, in the same pass."""
+    if runs_kernels(x):
+        return _backward_op(x, shift, scale, dout, mean, rstd, True)
+    wide = torch.promote_types(x.dtype, torch.float32)
+    normed, dwide = (x.to(wide) - mean.unsqueeze(-1)) * rstd.unsqueeze(-1), dout.to(wide)
+    factor = 1 + scale.to(wide).unsqueeze(1)
+    g = dwide * factor
+    dx = rstd.unsqueeze(-1) * (g - g.mean(dim=-1, keepdim=True) - normed * (g * normed).mean(dim=-1, keepdim=True))
+    out = (normed * factor + shift.to(wide).unsqueeze(1)).to(dout.dtype)
+    return dx.to(x.dtype), dwide.sum(dim=1).to(shift.dtype), (dwide * normed).sum(dim=1).to(scale.dtype), out
+
+
 def _inputs(case: Case, generator: torch.Generator) -> Inputs:
     modulation = torch.randn((2, case.batch, case.width), generator=generator, dtype=torch.float64) * 0.5
     x = telling_rows((case.batch, case.tokens, case.width), generator)
@@ -179,7 +213,8 @@ def _inputs(case: Case, generator: torch.Generator) -> Inputs:
 
 def _trace(x: Tensor, shift: Tensor, scale: Tensor) -> None:
     out, mean, rstd = _forward(x, shift, scale, EPS)
-    _backward(x, scale, out, mean, rstd)
+    for again in (False, True):
+        _backward(x, shift, scale, out, mean, rstd, again)
 
 
 def _traffic(case: Case, stream: int, matmul: int) -> tuple[int, int]:
