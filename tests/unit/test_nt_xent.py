@@ -106,6 +106,8 @@ def test_of_the_methods_losses_it_alone_looks_at_the_other_images_of_the_group(a
     heads = method.build_heads(MODEL, (TeacherSpec(name="test", width=12, grid=4),))
     taps, tokens = {2: torch.randn(2, MODEL.tokens, MODEL.width)}, torch.randn(8, MODEL.tokens, 12)
     base = method.loss(heads, taps, Targets((tokens,), first=1), REFERENCE)
+    second = method.loss(heads, {2: taps[2][1:]}, Targets((tokens,), first=2), REFERENCE)
+    torch.testing.assert_close(second, base[1:])
     for row, changes in [(0, [group == 4] * 2), (1, [True, group == 4]), (2, [group == 4, True]), (4, [False, False])]:
         other = tokens.clone()
         other[row] = torch.randn_like(other[row])

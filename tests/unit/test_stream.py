@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from erw.data.memory import MemoryDataset, digits_dataset
-from erw.data.stream import rows_at, stream
+from erw.data.stream import Wanted, rows_at, stream
+from erw.ops import nt_xent_alignment
+from erw.types import TeacherSpec
 
 
 def test_each_epoch_holds_each_image_once_in_an_order_of_its_own():
@@ -48,10 +50,51 @@ def test_loader_processes_change_nothing():
     assert global_batches(1, 2, 4, workers=2) == global_batches(1, 2, 4)
 
 
+def grouped(group: int, ranks: int, accumulation: int, start: int, images: bool = False):
+    """Micro-batches of all ranks over three steps, of a dataset whose teacher tokens are the labels."""
+    dataset, batch = small(), 24
+    dataset.add_features(TeacherSpec(name="label", width=1, grid=1), 0, lambda images: images.flatten(1).unsqueeze(1))
+    wanted = Wanted(("label",), images, group)
+    streams = [stream(dataset, 7, start, batch, batch // (ranks * accumulation), r, ranks, wanted=wanted) for r in range(ranks)]
+    return [b for _ in range(3) for s in streams for b in itertools.islice(s, accumulation)]
+
+
+@pytest.mark.parametrize("start", [0, 24, 240])
+@pytest.mark.parametrize(("ranks", "accumulation"), [(1, 1), (1, 3), (2, 1), (2, 3), (4, 2), (1, 24)])
+@pytest.mark.parametrize("group", [1, 2, 6, 8, 64])
+def test_features_are_those_of_the_whole_groups_that_a_micro_batch_touches(group, ranks, accumulation, start):
+    batches = grouped(group, ranks, accumulation, start)
+    assert len(batches) == 3 * ranks * accumulation
+    for batch in batches:
+        numbers = {int(position) // group for position in batch.index}
+        positions = np.array([p for number in sorted(numbers) for p in range(number * group, (number + 1) * group)])
+        features = batch.features["label"][:, 0, 0]
+        assert features.tolist() == rows_at(positions, 7, 50).tolist()
+        assert torch.equal(features[batch.first : batch.first + len(batch.labels)], batch.labels.float())
+        if group == 1:
+            assert batch.first == 0 and torch.equal(features, batch.labels.float())
+
+
+def test_images_for_a_teacher_that_runs_online_come_in_the_same_groups():
+    for batch in grouped(6, 2, 3, 24, images=True):
+        assert torch.equal(batch.images.flatten(), batch.features["label"].flatten())
+    assert all(batch.images is None for batch in grouped(6, 2, 3, 24))
+
+
+def test_the_losses_of_a_global_batch_do_not_depend_on_the_split():
+    z, losses = torch.randn(72, 1, 3), {}
+    for split in [(1, 1), (2, 3), (4, 2)]:
+        seen = {}
+        for batch in grouped(8, *split, start=24):
+            target = torch.cat([batch.features["label"].sin(), batch.features["label"].cos(), batch.features["label"] / 50], -1)
+            found = nt_xent_alignment(z[batch.index - 24], target, first=batch.first, group=8, tau=0.1)
+            seen |= dict(zip(batch.index.tolist(), found, strict=True))
+        losses[split] = torch.stack([seen[position] for position in range(24, 96)])
+    assert torch.allclose(losses[1, 1], losses[2, 3]) and torch.allclose(losses[1, 1], losses[4, 2])
+
+
 def test_rows_stay_with_their_labels_and_features():
     dataset = digits_dataset()
-    from erw.types import TeacherSpec
-
     spec = TeacherSpec(name="mean", width=1, grid=1)
     dataset.add_features(spec, 0, lambda images: images.mean(dim=(2, 3)).unsqueeze(1))
     batch = dataset.fetch(np.array([5, 3, 900]))
