@@ -135,6 +135,13 @@ def test_ddpm_samplers_approach_a_gaussians_moments(sampler, v, eta):
     assert coarse < 0.03 and coarse / fine > 3.3  # first order: 4
 
 
+@pytest.mark.parametrize(("sampler", "eta"), [("ddpm", 0.0), ("ddim", 0.0), ("ddim", 1.0)])
+def test_the_last_step_of_a_ddpm_takes_off_all_noise(sampler, eta):
+    needle = Mixture.of([1.0], [[2.0]], [[0.001]])  # a tenth of the noise at the first of the 1,000 steps
+    _, variance = exact_moments(needle.noise(-1.0), config(sampler, steps=50, eta=eta), Ddpm())
+    assert variance < 4e-6
+
+
 # ---- the pieces of the SDE --------------------------------------------------------------------------------------------
 
 
