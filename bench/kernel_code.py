@@ -95,8 +95,8 @@ class Source:
                 divisible.append(position)
             elif isinstance(value, float):
                 signature[name] = "fp32"
-            elif value == 1:
-                signature[name], constants[name] = "constexpr", 1
+            elif value is None or value == 1:
+                signature[name], constants[name] = "constexpr", value
             else:
                 signature[name] = "i32"
                 divisible += [position] * (value % 16 == 0)

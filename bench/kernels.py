@@ -130,8 +130,8 @@ def run(device: torch.device, specs: list[Spec], cases: list[Case], *, rounds: i
 
 def lines_of(rows: list[dict]) -> list[str]:
     """The rows as a text table."""
-    shown = f"{'operation':<22}{'B':>4} {'mode':<9}{'provider':<9}{'ms':>9}{'p20':>9}{'p80':>9}{'GB/s':>8}{'of copy':>9}{'x eager':>9}"
-    lines = [shown]
+    numbers = "".join(f"{name:>9}" for name in ("ms", "p20", "p80", "GB/s", "of copy", "x eager"))
+    lines = [f"{'operation':<22}{'B':>4} {'mode':<9}{'provider':<9}{numbers}"]
     for row in rows:
         if "status" in row:
             lines.append(f"{row['operation']:<22}{row['batch']:>4} {row['status']}")
@@ -140,7 +140,7 @@ def lines_of(rows: list[dict]) -> list[str]:
         milliseconds = "".join(f"{row['ms'][q]:>9.3f}" for q in ("median", "p20", "p80"))
         lines.append(
             f"{row['operation']:<22}{row['batch']:>4} {row['mode']:<9}{row['provider']:<9}{milliseconds}"
-            f"{row['gb_per_s']:>8.0f}{share:>9}{row['faster_than_eager']:>9.2f}"
+            f"{row['gb_per_s']:>9.0f}{share:>9}{row['faster_than_eager']:>9.2f}"
         )
     return lines
 

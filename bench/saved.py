@@ -43,8 +43,9 @@ def _whole(build: Callable[[int], nn.Module], config: SiTConfig, batch: int, aut
 
     with FakeTensorMode(), patch.object(F, "scaled_dot_product_attention", _flash), torch.device("cuda"):
         model = build(config)
-        model.to("cuda")
-        own = {id(p.untyped_storage()) for p in model.parameters()} | {p.untyped_storage()._cdata for p in model.parameters()}
+        for module in model.modules():  # tables are made on the host whatever the default device is
+            module._buffers = {name: None if table is None else table.to("cuda") for name, table in module._buffers.items()}
+        own = {p.untyped_storage()._cdata for p in model.parameters()}
 
         def pack(tensor: Tensor) -> Tensor:
             storage = tensor.untyped_storage()
@@ -69,7 +70,11 @@ def our_model(ops: str, recompute: str) -> Callable[[SiTConfig], nn.Module]:
     """Ours with bf16 weights."""
 
     def build(config: SiTConfig) -> nn.Module:
-        model = SiT(config, resolve(ops)).to(torch.bfloat16)
+        torch.set_default_dtype(torch.bfloat16)
+        try:
+            model = SiT(config, resolve(ops))
+        finally:
+            torch.set_default_dtype(torch.float32)
         model.recompute = recompute
         return model.train()
 

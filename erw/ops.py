@@ -165,8 +165,45 @@ class OpSet:
 REFERENCE = OpSet()
 
 
+def _linear_parts(linear: nn.Linear) -> dict[str, Tensor | None]:
+    return {"weight": linear.weight, "bias": linear.bias}
+
+
+def fused() -> OpSet:
+    """The block's operations by their kernels (`erw.kernels`), which keep less for the backward as well; losses are plain."""
+    from erw import kernels
+    from erw.kernels import fused as pairs
+
+    def qk_norm_rope(qkv, *, q_norm, k_norm, rope):
+        norms = {"norm": "none", "rope": rope}
+        if q_norm is not None and k_norm is not None:
+            norms |= {"norm": "layer", "eps": q_norm.eps, "q_weight": q_norm.weight, "q_bias": q_norm.bias}
+            norms |= {"k_weight": k_norm.weight, "k_bias": k_norm.bias}
+        return kernels.qk_norm_rope(qkv, **norms)
+
+    def mlp(x, fc1, fc2):
+        return pairs.mlp(x, fc1_weight=fc1.weight, fc1_bias=fc1.bias, fc2_weight=fc2.weight, fc2_bias=fc2.bias)
+
+    def adaln_linear(x, linear, *, shift, scale):
+        return pairs.adaln_linear(x, shift=shift, scale=scale, **_linear_parts(linear))
+
+    return OpSet(
+        adaln_modulate=kernels.adaln_modulate,
+        gated_residual=kernels.gated_residual,
+        gated_residual_adaln=kernels.gated_residual_adaln,
+        qk_norm_rope=qk_norm_rope,
+        adaln_linear=adaln_linear,
+        mlp=mlp,
+    )
+
+
 def resolve(name: str) -> OpSet:
-    """The op set called ``name``. Only ``reference`` (plain PyTorch) exists so far."""
-    if name != "reference":
-        raise UserError(f"--engine.ops {name} is not known; known: reference")
-    return REFERENCE
+    """The op set called ``name``: reference (plain PyTorch), fused (kernels) or auto.
+
+    ``auto`` is fused on a CUDA device and reference elsewhere, decided here and nowhere later.
+    """
+    if name == "auto":
+        name = "fused" if torch.cuda.is_available() else "reference"
+    if name not in ("reference", "fused"):
+        raise UserError(f"--engine.ops {name} is not known; known: auto, reference, fused")
+    return REFERENCE if name == "reference" else fused()

@@ -85,14 +85,14 @@ class AdamWEMA(torch.optim.Optimizer):
 
     ``max_norm`` is for optimizers that see whole gradients (no ZeRO): it clips by global norm and leaves everything
     untouched, the step counter too, when the norm is not finite, without the host waiting for the device. Under ZeRO
-    the optimizer sees shards, and DeepSpeed clips and skips.
+    the optimizer sees shards, and DeepSpeed clips and skips. ``kernels`` = False runs plain PyTorch on CUDA too.
     """
 
     def __init__(self, params, *, lr: float, betas: tuple[float, float], eps: float, weight_decay: float = 0.0,
-                 ema_decay: float, max_norm: float | None = None):  # fmt: skip
+                 ema_decay: float, max_norm: float | None = None, kernels: bool = True):  # fmt: skip
         defaults = {"lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay, "ema_decay": ema_decay}
         super().__init__(params, defaults)
-        self.max_norm = max_norm
+        self.max_norm, self.kernels = max_norm, kernels
         self.grad_norm: Tensor | None = None
 
     def init_state(self, tensors: Iterable[Tensor] | None = None) -> None:
@@ -109,49 +109,32 @@ class AdamWEMA(torch.optim.Optimizer):
                 state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(p), torch.zeros_like(p)
                 state["ema"] = p.detach().clone()
 
-    def _scale_and_keep(self) -> tuple[Tensor | float, Tensor | float]:
-        """(factor on gradients, 1 or 0): clipping and the skip of a non-finite step."""
+    def _scale_and_keep(self) -> tuple[Tensor | None, Tensor | None]:
+        """(factor on gradients, 1 or 0): clipping and the skip of a non-finite step; None under ZeRO."""
         if self.max_norm is None:
-            return 1.0, 1.0
+            return None, None
+        from erw.kernels import clip_coefficient
+
         gradients = [p.grad for g in self.param_groups for p in g["params"] if p.grad is not None]
         self.grad_norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
-        keep = torch.isfinite(self.grad_norm).to(torch.float32)
-        scale = (self.max_norm / (self.grad_norm + 1e-6)).clamp(max=1.0) if self.max_norm else keep
-        return scale, keep
+        return clip_coefficient(self.grad_norm, self.max_norm)
 
     @torch.no_grad()
     def step(self, closure=None):
-        """One step of every group. Gradients are fp32, like the parameters."""
+        """One step of every group: kernels on CUDA, their plain twin on CPUs. The learning rate may be a 0-d tensor."""
+        from erw.kernels import adamw_ema_list  # here, so that settings and help do not wait for triton
+
         scale, keep = self._scale_and_keep()
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
-            if params:
-                self.init_state(params)
-                _update(params, [self.state[p] for p in params], group, scale, keep)
-
-
-def _update(params: list[Tensor], states: list[dict], group: dict, scale, keep) -> None:
-    """AdamW and EMA over lists of tensors. ``keep`` = 0 makes every line below leave its target as it was."""
-    (beta1, beta2), lr = group["betas"], group["lr"]
-    steps, m, v, ema = ([s[k] for s in states] for k in ("step", *STATE_KEYS))
-    grads = [p.grad for p in params]
-    if isinstance(keep, Tensor):
-        grads = [torch.where(keep > 0, g * scale, 0.0) for g in grads]
-    torch._foreach_add_(steps, keep)
-    torch._foreach_mul_(m, 1 - (1 - beta1) * keep)
-    torch._foreach_add_(m, grads, alpha=1 - beta1)
-    torch._foreach_mul_(v, 1 - (1 - beta2) * keep)
-    torch._foreach_addcmul_(v, grads, grads, value=1 - beta2)
-    count = steps[0].clamp(min=1.0)
-    correction1, correction2 = 1 - beta1**count, 1 - beta2**count
-    if group["weight_decay"]:
-        torch._foreach_mul_(params, 1 - lr * group["weight_decay"] * keep)
-    denominator = torch._foreach_sqrt(v)
-    torch._foreach_div_(denominator, correction2.sqrt())
-    torch._foreach_add_(denominator, group["eps"])
-    update = torch._foreach_div(m, denominator)
-    torch._foreach_mul_(update, -lr * keep / correction1)
-    torch._foreach_add_(params, update)
-    difference = torch._foreach_sub(params, ema)
-    torch._foreach_mul_(difference, (1 - group["ema_decay"]) * keep)
-    torch._foreach_add_(ema, difference)
+            if not params:
+                continue
+            self.init_state(params)
+            states = [self.state[p] for p in params]
+            steps, *moments = ([s[key] for s in states] for key in ("step", *STATE_KEYS))
+            beta1, beta2 = group["betas"]
+            rates = {key: group[key] for key in ("lr", "eps", "weight_decay", "ema_decay")}
+            adamw_ema_list(
+                params, [p.grad for p in params], *moments, steps=steps, beta1=beta1, beta2=beta2, grad_scale=scale,
+                keep=keep, kernels=self.kernels, **rates,
+            )  # fmt: skip

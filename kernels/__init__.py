@@ -5,9 +5,42 @@ tests, ahead-of-time compilation and benchmarks loop over it.
 """
 
 from erw.kernels import adaln_modulate as _adaln_modulate
+from erw.kernels import adamw_ema as _adamw_ema
+from erw.kernels import bias_gelu as _bias_gelu
+from erw.kernels import gated_residual as _gated_residual
+from erw.kernels import gated_residual_adaln as _gated_residual_adaln
+from erw.kernels import qk_norm_rope as _qk_norm_rope
+from erw.kernels._norm import clip_coefficient, grad_norm_sq
 from erw.kernels._spec import Case, Spec
 from erw.kernels.adaln_modulate import adaln_modulate
+from erw.kernels.adamw_ema import adamw_ema, adamw_ema_list
+from erw.kernels.attention import attention
+from erw.kernels.bias_gelu import bias_gelu
+from erw.kernels.gated_residual import gated_residual
+from erw.kernels.gated_residual_adaln import gated_residual_adaln
+from erw.kernels.qk_norm_rope import qk_norm_rope
 
-SPECS: tuple[Spec, ...] = (_adaln_modulate.SPEC,)
+SPECS: tuple[Spec, ...] = (
+    _adaln_modulate.SPEC,
+    _adamw_ema.SPEC,
+    _bias_gelu.SPEC,
+    _gated_residual.SPEC,
+    _gated_residual_adaln.SPEC,
+    _qk_norm_rope.SPEC,
+)
 
-__all__ = ["SPECS", "Case", "Spec", "adaln_modulate"]
+__all__ = [
+    "SPECS",
+    "Case",
+    "Spec",
+    "adaln_modulate",
+    "adamw_ema",
+    "adamw_ema_list",
+    "attention",
+    "bias_gelu",
+    "clip_coefficient",
+    "gated_residual",
+    "gated_residual_adaln",
+    "grad_norm_sq",
+    "qk_norm_rope",
+]

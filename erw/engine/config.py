@@ -40,7 +40,9 @@ class EngineConfig:
     recompute: Literal["none", "selective", "full"] = setting(
         "none", "activation checkpointing of blocks: keep all, keep matmul results, keep only inputs"
     )
-    ops: Literal["reference"] = setting("reference", "implementation of the block's operations")
+    ops: Literal["auto", "reference", "fused"] = setting(
+        "reference", "operations: reference: plain PyTorch; fused: our kernels; auto: fused on a CUDA device"
+    )
 
     def __post_init__(self):
         if self.accumulation < 1:

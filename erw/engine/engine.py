@@ -41,6 +41,7 @@ class Engine:
             eps=optim.eps,
             ema_decay=optim.ema_decay(batch),
             max_norm=optim.clip if self.stage == 0 else None,
+            kernels=config.ops != "reference",
         )
         self._deepspeed, wrapped, _, _ = deepspeed.initialize(
             model=step, optimizer=self.optimizer, config=ds_dict, dist_init_required=False

@@ -1,5 +1,7 @@
 """Every kernel against its contract (see `contract`), looped over the SPECS. On a CPU through Triton's interpreter."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -22,15 +24,36 @@ each_spec = pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
 
 
 def variants():
-    return [pytest.param(spec, name, id=f"{spec.name}-{name}") for spec in SPECS for name in spec.options]
+    """Each operation in all dtypes; its variants, where the interpreter does the work, in two."""
+    return [
+        pytest.param(spec, name, dtypes, id=f"{spec.name}-{name}-{dtypes}")
+        for spec in SPECS
+        for number, name in enumerate(spec.options)
+        for dtypes in (DTYPES if number == 0 or DEVICE == "cuda" else ("fp32", "mixed"))
+    ]
 
 
-@pytest.mark.parametrize("dtypes", DTYPES)
-@pytest.mark.parametrize(("spec", "variant"), variants())
+@pytest.mark.parametrize(("spec", "variant", "dtypes"), variants())
 def test_outputs_and_gradients_keep_the_contract(spec, variant, dtypes):
     for case in (*CASES, *spec.cases, *(LARGE if DEVICE == "cuda" else ())):
         broken = faults(spec, case, dtypes, spec.options[variant], DEVICE)
         assert not broken, f"{case}: " + "; ".join(map(str, broken))
+
+
+@each_spec
+def test_each_output_may_be_the_only_one_used(spec):
+    options = next(iter(spec.options.values()))
+    returned = spec.op(**drawn(spec, SMALL, "mixed", DEVICE), **options)
+    if not spec.grads or not isinstance(returned, tuple):
+        pytest.skip("has one output, or no gradients")
+    for number in range(len(returned)):
+        alone = replace(spec, op=_only(spec.op, number), reference=_only(spec.reference, number))
+        assert not faults(alone, SMALL, "mixed", options, DEVICE)
+
+
+def _only(op, number):
+    """``op`` of whose outputs nothing but that ``number`` is used."""
+    return lambda **given: op(**given)[number]
 
 
 @each_spec
@@ -167,5 +190,6 @@ def test_a_wrong_dtype_or_device_is_named(spec):
     inputs = drawn(spec, Case(batch=2, tokens=8, width=32, heads=2), "fp32", DEVICE)
     with pytest.raises(ValueError, match=f"{name} is torch.float64, should be"):
         spec.op(**inputs | {name: inputs[name].double()}, **options)
+    name = list(spec.roles)[-1]
     with pytest.raises(ValueError, match=f"{name} has shape .*, should be"):
         spec.op(**inputs | {name: inputs[name].unsqueeze(0).unsqueeze(0)}, **options)

@@ -40,12 +40,8 @@ def mutated(name: str, old: str, new: str, folder):
 )
 def test_a_planted_fault_breaks_the_contract(name, fault, tmp_path):
     spec, op = BY_NAME[name], mutated(name, *MUTANTS[name][fault], tmp_path)
-    broken = [
-        found
-        for case, dtypes, options in itertools.product((*CASES, *spec.cases), ("fp32", "mixed-fp16"), spec.options.values())
-        for found in faults(spec, case, dtypes, options, DEVICE, op)
-    ]
-    assert broken
+    tried = itertools.product((*CASES, *spec.cases), ("fp32", "mixed-fp16"), spec.options.values())
+    assert any(faults(spec, case, dtypes, options, DEVICE, op) for case, dtypes, options in tried)
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)

@@ -52,7 +52,7 @@ def outcome(spec: Spec, op, inputs: dict[str, Tensor], options: dict, wide: torc
     for name in spec.grads:
         if name in cast:
             cast[name].requires_grad_()
-    returned = op(**cast, **options)
+    returned = op(**cast | {n: option(cast) if callable(option) else option for n, option in options.items()})
     outputs = [out for out in (returned if isinstance(returned, tuple) else (returned,)) if out is not None]
     found = {f"out{i}": out.detach() for i, out in enumerate(outputs)}
     if spec.grads:
@@ -86,16 +86,17 @@ def faults(spec: Spec, case: Case, dtypes: str, options: dict, device: str = "cp
             continue
         loose = name in spec.reduces
         for kind, (ours, true, torchs) in enumerate(
-            zip(*(_by_kind(t) for t in (value, exact[name], plain[name])), strict=True)
+            zip(*(_by_kind(t, spec.rows.get(name)) for t in (value, exact[name], plain[name])), strict=True)
         ):
             broken += _judge(f"{name}[kind {kind}]", ours, true, torchs, loose)
     return broken
 
 
-def _by_kind(tensor: Tensor) -> list[Tensor]:
+def _by_kind(tensor: Tensor, order: tuple[int, ...] | None) -> list[Tensor]:
     """Rows (..., D) of each kind, or the whole tensor where it has no rows of kinds."""
     if tensor.dim() < 3:
         return [tensor]
+    tensor = tensor.permute(order) if order else tensor
     rows = tensor.reshape(-1, tensor.shape[-1])
     return [rows[kind::KINDS] for kind in range(KINDS)]
 

@@ -47,8 +47,7 @@ def test_teacher_gets_no_gradient_and_halves_are_computed_in_fp32():
 def test_phases_of_erw_begin_and_decay_where_they_should():
     method = Erw(depth=2, warmup_images=100, projection_depth=3, coefficient=0.8, decay="half-life", decay_images=50)
     assert method.phase(0) == method.phase(99) == Phase(name="warmup", denoise=False, depth=2, taps=(2,), coefficient=1.0)
-    full = method.phase(100)
-    assert (full.name, full.denoise, full.depth, full.taps, full.coefficient) == ("full", True, None, (3,), 0.8)
+    assert method.phase(100) == Phase(name="full", denoise=True, depth=None, taps=(3,), coefficient=0.8)
     assert method.phase(150).coefficient == pytest.approx(0.4)
 
 
@@ -82,8 +81,8 @@ def test_the_weight_decays_from_the_images_that_the_whole_model_has_seen(kind, d
 
 
 def test_the_warmup_does_not_decay():
-    method = Erw(depth=1, warmup_images=100, projection_depth=2, decay="cut-off", decay_images=40)
-    assert {method.phase(images).coefficient for images in (0, 39, 40, 99)} == {1.0}
+    phase = Erw(depth=1, warmup_images=100, projection_depth=2, decay="cut-off", decay_images=40).phase
+    assert {phase(images).coefficient for images in (0, 39, 40, 99)} == {1.0}
 
 
 def test_released_settings_halve_every_50k_steps():
@@ -238,7 +237,6 @@ def test_several_teachers_have_a_projector_each_and_the_loss_is_their_mean(align
         alone.append(method.loss(single, taps, Targets((own,), first=4), ops.REFERENCE))
     both = method.loss(heads, taps, Targets(tokens, first=4), ops.REFERENCE)
     torch.testing.assert_close(both, (alone[0] + alone[1]) / 2)
-    assert both.shape == (4,) and (alone[0] - alone[1]).abs().min() > 0
     both.sum().backward()
     assert all(p.grad.abs().sum() > 0 for p in heads.parameters())
 
@@ -270,7 +268,6 @@ def test_the_flops_of_several_teachers_projectors_are_counted():
         (Repa(depth=1, decay="half-life"), "--method.decay half-life needs --method.decay_images above 0, not 0"),
         (Repa(depth=1, decay="cut-off", decay_images=-5), "--method.decay cut-off needs"),
         (Erw(depth=1, projection_depth=2, warmup_images=16, decay="exponential"), "--method.decay exponential needs"),
-        (Erw(depth=1, projection_depth=2, warmup_images=16, tau=-1.0), "--method.tau must be above 0"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused_in_one_line(method, says):
@@ -291,8 +288,8 @@ def test_teachers_that_cannot_be_are_refused_in_one_line(name, says):
     with pytest.raises(UserError, match=says) as refusal:
         teacher_specs(TeacherConfig(name=name))
     assert "\n" not in str(refusal.value)
-    names = [spec.name for spec in teacher_specs(TeacherConfig(name="digits-supervised,digits-contrastive"))]
-    assert names == ["digits-supervised", "digits-contrastive"]
+    known = TeacherConfig(name="digits-supervised,digits-contrastive")
+    assert tuple(spec.name for spec in teacher_specs(known)) == known.names
 
 
 def test_a_teacher_that_does_not_fit_is_refused():

@@ -1,0 +1,150 @@
+"""The plain formulas of `erw.kernels.adamw_ema`: its reference, and its twin for CPUs.
+
+The twin runs them operation by operation over slices that stay in cache, with the bits that whole tensors give to one thread.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+_SLICE = 32768  # elements a CPU thread does at a time: six such arrays fit into its second-level cache
+
+
+class Rates(NamedTuple):
+    """What a step takes besides tensors of the weights' size."""
+
+    lr: float | Tensor
+    beta1: float
+    beta2: float
+    eps: float
+    weight_decay: float
+    ema_decay: float
+
+
+class _Shared(NamedTuple):
+    """What all elements share, Python floats or 0-d tensors."""
+
+    forget1: float | Tensor
+    rest1: float
+    forget2: float | Tensor
+    rest2: float
+    shrink: float | Tensor | None
+    size: Tensor
+    root: Tensor
+    eps: float
+    follow: float | Tensor
+
+
+def _shared(step: Tensor, rates: Rates, keep: Tensor | None) -> _Shared:
+    """For a ``step`` already advanced. ``keep`` = 0 makes factors of one or nought, which leave their targets as they were."""
+    lr, beta1, beta2, eps, weight_decay, ema_decay = rates
+    kept = 1.0 if keep is None else keep
+    count = step.clamp(min=1.0)
+    return _Shared(
+        forget1=1 - (1 - beta1) * kept,
+        rest1=1 - beta1,
+        forget2=1 - (1 - beta2) * kept,
+        rest2=1 - beta2,
+        shrink=1 - lr * weight_decay * kept if weight_decay else None,
+        size=-lr * kept / (1 - beta1**count),
+        root=(1 - beta2**count).sqrt(),
+        eps=eps,
+        follow=(1 - ema_decay) * kept,
+    )
+
+
+def _apply(shared: _Shared, params, grads, exp_avgs, exp_avg_sqs, emas) -> None:
+    """The formulas over lists of tensors. Recorded runs depend on the order of these operations."""
+    torch._foreach_mul_(exp_avgs, shared.forget1)
+    torch._foreach_add_(exp_avgs, grads, alpha=shared.rest1)
+    torch._foreach_mul_(exp_avg_sqs, shared.forget2)
+    torch._foreach_addcmul_(exp_avg_sqs, grads, grads, value=shared.rest2)
+    if shared.shrink is not None:
+        torch._foreach_mul_(params, shared.shrink)
+    denominators = torch._foreach_sqrt(exp_avg_sqs)
+    torch._foreach_div_(denominators, shared.root)
+    torch._foreach_add_(denominators, shared.eps)
+    updates = torch._foreach_div(exp_avgs, denominators)
+    torch._foreach_mul_(updates, shared.size)
+    torch._foreach_add_(params, updates)
+    differences = torch._foreach_sub(params, emas)
+    torch._foreach_mul_(differences, shared.follow)
+    torch._foreach_add_(emas, differences)
+
+
+def _apply_to_one(shared: _Shared, param, grad, exp_avg, exp_avg_sq, ema, scratch: Tensor | None) -> None:
+    """`_apply` to one tensor, bit for bit, with one array of intermediate results that is used over and over."""
+    exp_avg.mul_(shared.forget1).add_(grad, alpha=shared.rest1)
+    exp_avg_sq.mul_(shared.forget2).addcmul_(grad, grad, value=shared.rest2)
+    if shared.shrink is not None:
+        param.mul_(shared.shrink)
+    scratch = torch.sqrt(exp_avg_sq, out=scratch).div_(shared.root).add_(shared.eps)
+    param.add_(torch.div(exp_avg, scratch, out=scratch).mul_(shared.size))
+    ema.add_(torch.sub(param, ema, out=scratch).mul_(shared.follow))
+
+
+def run_plain(params, grads, exp_avgs, exp_avg_sqs, emas, copies, steps, rates: Rates, grad_scale, keep) -> None:
+    """`adamw_ema_list` in plain PyTorch without branches, on any device and in any float dtype."""
+    grads = [grad.to(param.dtype) for grad, param in zip(grads, params, strict=True)]
+    if grad_scale is not None:
+        grads = torch._foreach_mul(grads, grad_scale)
+    if keep is not None:
+        grads = [torch.where(keep > 0, grad, 0.0) for grad in grads]
+    torch._foreach_add_(steps, 1.0 if keep is None else keep)
+    _apply(_shared(steps[0], rates, keep), params, grads, exp_avgs, exp_avg_sqs, emas)
+    for param, copy in zip(params, copies, strict=True) if copies else ():
+        copy.copy_(param if keep is None else torch.where(keep > 0, param, copy))
+
+
+@torch.no_grad()
+def adamw_ema_reference(
+    param: Tensor, grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, ema: Tensor, *, step: Tensor, lr: float | Tensor,
+    beta1: float, beta2: float, eps: float, weight_decay: float, ema_decay: float, grad_scale: Tensor | None = None,
+    keep: Tensor | None = None, copy: Tensor | None = None,
+) -> None:  # fmt: skip
+    """See `adamw_ema`; plain PyTorch without branches, on any device and in any float dtype."""
+    rates = Rates(lr, beta1, beta2, eps, weight_decay, ema_decay)
+    copies = None if copy is None else [copy]
+    run_plain([param], [grad], [exp_avg], [exp_avg_sq], [ema], copies, [step], rates, grad_scale, keep)
+
+
+def _flat(tensor: Tensor) -> Tensor:
+    return tensor.as_strided((tensor.numel(),), (1,))
+
+
+def same_layout(a: Tensor, b: Tensor) -> bool:
+    """Whether elements of equal index lie at equal places in both."""
+    return a.stride() == b.stride() or (a.is_contiguous() and b.is_contiguous())
+
+
+def laid_out_as(tensor: Tensor, other: Tensor) -> Tensor:
+    """``tensor``, copied where its layout is not ``other``'s."""
+    return tensor if same_layout(tensor, other) else torch.empty_like(other, dtype=tensor.dtype).copy_(tensor)
+
+
+def run_twin(params, grads, exp_avgs, exp_avg_sqs, emas, copies, steps, rates: Rates, grad_scale, keep) -> None:
+    """`adamw_ema_list` on CPUs, where reading ``keep`` makes nobody wait."""
+    if keep is not None and not keep:
+        return
+    torch._foreach_add_(steps, 1.0)
+    shared = _shared(steps[0], rates, keep)
+    most, scratch = _SLICE * torch.get_num_threads(), None
+    for i, (param, grad) in enumerate(zip(params, grads, strict=True)):
+        tensors = [
+            param,
+            laid_out_as(grad, param),
+            exp_avgs[i],
+            exp_avg_sqs[i],
+            emas[i],
+            *(copies[i : i + 1] if copies else ()),
+        ]
+        pieces = [tensors]
+        if large := param.numel() > most:
+            scratch = param.new_empty(most) if scratch is None else scratch
+            pieces = zip(*(_flat(tensor).split(most) for tensor in tensors), strict=True)
+        for p, g, m, v, e, *copy in pieces:
+            g = g.to(p.dtype) if grad_scale is None else g.to(p.dtype) * grad_scale
+            _apply_to_one(shared, p, g, m, v, e, scratch[: p.numel()] if large else None)
+            for c in copy:
+                c.copy_(p)
