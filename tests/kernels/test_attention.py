@@ -1,5 +1,7 @@
 """The attention front: names, layouts, what cannot run says why."""
 
+import sys
+
 import pytest
 import torch
 
@@ -52,8 +54,9 @@ def test_auto_takes_the_fastest_that_runs(monkeypatch):
     problem = Problem(1, 1, 4, 8, torch.float32, torch.device("cpu"))
     assert choose(problem, lambda run: 1.0)[0] == "sdpa"
     seconds = iter([3.0, 1.0, 2.0])
-    monkeypatch.setattr("erw.kernels.attention.unusable", lambda name, _: None if name in ("sdpa", "flash", "fa2") else "no")
-    monkeypatch.setattr("erw.kernels.attention._step", lambda name, _: lambda: None)
+    module = sys.modules["erw.kernels.attention"]  # the package's attribute of that name is the function
+    monkeypatch.setattr(module, "unusable", lambda name, _: None if name in ("sdpa", "flash", "fa2") else "no")
+    monkeypatch.setattr(module, "_step", lambda name, _: lambda: None)
     elsewhere = Problem(1, 1, 4, 8, torch.float32, torch.device("meta"))
     name, found = choose(elsewhere, lambda run: next(seconds))
     assert name == "flash" and found == {"sdpa": 3.0, "flash": 1.0, "fa2": 2.0, **{n: "no" for n in BACKENDS

@@ -49,7 +49,7 @@ def test_settings_are_frozen():
         (["digits-sit", "--model.dpeth", "3"], "did you mean --model.depth"),
         (["digits-sit", "--model.depth", "three"], "takes a whole number, not 'three'"),
         (["digits-sit", "--model.rope", "perhaps"], "takes true or false"),
-        (["digits-sit", "--engine.precision", "fp8"], "one of fp32, bf16, autocast"),
+        (["digits-sit", "--engine.precision", "fp8"], "one of fp32, bf16, fp16, autocast"),
         (["digits-sit", "--optim.betas", "0.9,x"], "numbers with commas between"),
         (["digits-sit", "--optim.ema_half_life", "fast"], "DECAY@BATCH"),
         (["digits-sit", "--model.depth"], "needs a value"),
