@@ -86,6 +86,7 @@ class Source:
     def of(cls, launch: Launch) -> "Source":
         """As Triton specialises a real launch, whose tensors start at multiples of 16 bytes."""
         signature, constants, divisible = {}, dict(launch.constants), []
+        general = {parameter.name for parameter in launch.kernel.params if parameter.do_not_specialize}
         for position, name in enumerate(launch.kernel.arg_names):
             value = launch.arguments.get(name)
             if name in launch.constants:
@@ -95,6 +96,8 @@ class Source:
                 divisible.append(position)
             elif isinstance(value, float):
                 signature[name] = "fp32"
+            elif name in general:
+                signature[name] = "i32"
             elif value is None or value == 1:
                 signature[name], constants[name] = "constexpr", value
             else:
@@ -121,6 +124,7 @@ def inspect(spec: Spec, source: Source, width: int, target: int) -> Code:
     ptx, cubin = compiled.asm["ptx"], compiled.asm["cubin"]
     usage = _resource_usage(cubin)
     accesses = re.findall(r"\b(?:ld|st)\.global[\w.:]*?(?:\.v(\d))?\.b(\d+)\b", ptx)
+    accesses += [("16", "8")] * len(re.findall(r"\bcp\.async\.cg\.shared\.global\b", ptx))  # which copies 16 bytes
     return Code(
         operation=spec.name,
         kernel=source.launch.kernel.__name__.strip("_").removesuffix("_kernel"),

@@ -1,7 +1,8 @@
 """Fused operations for diffusion transformers, usable without the rest of erw. Imports torch and triton, never erw.
 
 One file per operation: formula, plain reference, kernels, public function and a `Spec`. ``SPECS`` lists them; contract
-tests, ahead-of-time compilation and benchmarks loop over it.
+tests, ahead-of-time compilation and benchmarks loop over it. Not listed yet, for want of planted faults and full runs of the
+contract: cosine_alignment, nt_xent_alignment, nt_xent_in_image, flow_interpolate, velocity_mse.
 """
 
 from erw.kernels import adaln_modulate as _adaln_modulate

@@ -42,7 +42,8 @@ class Spec:
     traffic     (case, bytes of a stream element, of a matmul element) to bytes moved (forward, backward)
     timed       (provider, inputs, options) to what a benchmark calls, where ``op`` copies what the real call overwrites;
                 providers are ``kernel`` and ``eager``
-    cases       sizes that matter for this operation besides the common ones
+    cases       sizes that matter for this operation, besides the common ones
+    common      whether the tests try the common sizes too (not where the interpreter would take minutes)
     """
 
     name: str
@@ -58,6 +59,11 @@ class Spec:
     traffic: Callable[[Case, int, int], tuple[int, int]]
     timed: Callable[..., Callable[[], object]] | None = None
     cases: tuple[Case, ...] = ()
+    common: bool = True
+
+    def sizes(self, common: tuple[Case, ...]) -> tuple[Case, ...]:
+        """What to test with, ``common`` being what every operation is tested with."""
+        return (*common, *self.cases) if self.common else self.cases
 
 
 def telling_rows(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
