@@ -108,4 +108,34 @@ MUTANTS: dict[str, dict[str, tuple[str, str]]] = {
         "dk for dv": ("tiles.load(dv_ptr", "tiles.load(dk_ptr"),
         "last strip dropped": ("parts = triton.cdiv(rows, cut.strip)", "parts = max(1, rows // cut.strip)"),
     },
+    "cosine_alignment": {
+        "wrong sign": ("mean_rows(cosine, sign=-1)", "mean_rows(cosine)"),
+        "sum over tokens for the mean": ("mean_rows(cosine, sign=-1)", "mean_rows(cosine, sign=-1, count=1)"),
+        "dz of the sum over tokens": ("other=0.0) / tokens\n", "other=0.0)\n"),
+        "projection on z forgotten": ("(z * along[:, None] - target)", "(0.0 - target)"),
+        "projection in bf16": (
+            "    along = tl.load(along_ptr + row, mask=present, other=0.0)\n",
+            "    along = tl.load(along_ptr + row, mask=present, other=0.0).to(tl.bfloat16).to(tl.float32)\n",
+        ),
+        "norm of z left out": ("tl.div_rn(1.0, z_clamped * tl", "tl.div_rn(1.0, 1.0 * tl"),
+        "wrong eps": ("EPS = 1e-12\n", "EPS = 1e-1\n"),
+        "another sample's gradient": ("dout_ptr + row // tokens", "dout_ptr + row // tokens // 2"),
+        "last partial tile dropped": ("triton.cdiv(batch * tokens, cut.tile)", "max(1, batch * tokens // cut.tile)"),
+        "product of a wrong row of the target": (
+            "target_ptr + place, mask=mask", "target_ptr + tl.maximum(place - D, 0), mask=mask",
+        ),
+    },
+    "velocity_mse": {
+        "sum for the mean": ("axis=0) / elements\n", "axis=0)\n"),
+        "half the gradient": ("factor = 2.0 * tl", "factor = 1.0 * tl"),
+        "gradient of the sum": ("tl.load(dout_ptr + b) / elements", "tl.load(dout_ptr + b)"),
+        "error rounded to bf16": (
+            "    error = velocity - target\n", "    error = (velocity - target).to(tl.bfloat16).to(tl.float32)\n",
+        ),
+        "gradient towards the prediction": ("factor * (velocity - target)", "factor * (target - velocity)"),
+        "another sample's gradient": ("dout_ptr + b)", "dout_ptr + 0 * b)"),
+        "last partial block dropped": ("return block, triton.cdiv(elements, block)", "return block, max(1, elements // block)"),
+        "target of another sample": ("target_ptr + b * target_stride", "target_ptr + 0 * b * target_stride"),
+        "mean of the blocks' sums": ("mean_rows(partials, count=1)", "mean_rows(partials)"),
+    },
 }  # fmt: skip
