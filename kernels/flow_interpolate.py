@@ -189,4 +189,5 @@ SPEC = Spec(
     },
     trace=_trace,
     traffic=_traffic,
+    cases=(Case(batch=2, tokens=100),),  # a block and a half
 )

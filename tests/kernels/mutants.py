@@ -138,4 +138,57 @@ MUTANTS: dict[str, dict[str, tuple[str, str]]] = {
         "target of another sample": ("target_ptr + b * target_stride", "target_ptr + 0 * b * target_stride"),
         "mean of the blocks' sums": ("mean_rows(partials, count=1)", "mean_rows(partials)"),
     },
+    "flow_interpolate": {
+        "data and noise exchanged": ("alpha, sigma = 1.0 - t, t", "alpha, sigma = t, 1.0 - t"),
+        "velocity towards the data": ("velocity = noise - x\n", "velocity = x - noise\n"),
+        "scale forgotten": ("x = (x - shift) * scale", "x = x - shift"),
+        "shift after the scale": ("x = (x - shift) * scale", "x = x * scale - shift"),
+        "posterior's noise for the noise": ("posterior_ptr + b * posterior_stride", "noise_ptr + b * noise_stride"),
+        "log variance for the deviation": ("x += std * drawn", "x += tl.exp(0.5 * std) * drawn"),
+        "derivative without pi / 2": ("(alpha * noise - sigma * x) * _QUARTER", "(alpha * noise - sigma * x)"),
+        "half the angle": ("x = (t - nearest) * _QUARTER", "x = (t - nearest) * _QUARTER * 0.5"),
+        "sine of two terms": ("(-1.9515295891e-4 * square + 8.3321608736e-3) * square - 1.6", "-1.6"),
+        "wrong quadrant": ("(quadrant == 1.0) | (quadrant == 2.0)", "quadrant == 1.0"),
+        "another sample's t": ("t_ptr + b)", "t_ptr + 0 * b)"),
+        "last block dropped": ("triton.cdiv(elements, _BLOCK))", "max(1, elements // _BLOCK))"),
+    },
+    "nt_xent_alignment": {
+        "temperature forgotten": ("tl.div_rn(1.0, tl.maximum(z_norm, _EPS) * tau)", "tl.div_rn(1.0, tl.maximum(z_norm, _EPS))"),
+        "temperature forgotten in the backward": (
+            "z_factor = tl.div_rn(1.0, z_clamped * tau)", "z_factor = tl.div_rn(1.0, z_clamped)",
+        ),
+        "groups cut at z's first row": ("begin, first, rows, group", "begin, first // group * group, rows, group"),
+        "the next image's target for its own": (
+            "own = column[None, :] == inner[:, None]\n", "own = column[None, :] == inner[:, None] + 1\n",
+        ),
+        "columns past the group": ('        logits = tl.where(known[None, :], logits, float("-inf"))\n', ""),
+        "column tiles after the first dropped": ("range(0, group, COLUMNS)", "range(0, COLUMNS, COLUMNS)"),
+        "running sum not rescaled": ("others * tl.exp(most - higher)", "others"),
+        "own column left out of the sum": ("total = others + tl.exp(positive - most)", "total = others"),
+        "projection on z forgotten": ("- (z_share * slope)[:, None] * z", ""),
+        "target's norm forgotten in dz": ("    weight *= target_factor[None, :]\n", ""),
+        "dz of the sum over tokens": ("other=0.0) / tokens\n", "other=0.0)\n"),
+        "first tile's sum forgotten": ("mask=inside & (start > 0), other=0.0)", "mask=inside & (start > COLUMNS), other=0.0)"),
+    },
+    "nt_xent_in_image": {
+        "another image's target": (
+            "problem = (item // tiles).to(tl.int64) * problem_stride", "problem = (item // tiles).to(tl.int64)",
+        ),
+        "the next token for the own": (
+            "own = column[None, :] == inner[:, None]\n", "own = column[None, :] == inner[:, None] + 1\n",
+        ),
+        "temperature squared": ("return _forward_op(z, target, tau)[0]", "return _forward_op(z, target, tau * tau)[0]"),
+        "temperature forgotten in the backward": ("*statistics, ctx.tau)", "*statistics, 1.0)"),
+        "last tile of tokens dropped": (
+            "for start in range(0, group, COLUMNS)", "for start in range(0, group - COLUMNS // 2, COLUMNS)",
+        ),
+        "tiles' sum rounded to the tile's type": (
+            "pull += tl.load(scratch + begin, mask=inside & (start > 0), other=0.0)",
+            "pull += tl.load(scratch + begin, mask=inside & (start > 0), other=0.0).to(tl.float16).to(tl.float32)",
+        ),
+        "sum of the last tile only": ("others = others * tl.exp(most - higher) + tl.sum", "others = tl.sum"),
+        "dz of the first tile only": ("done &= start + COLUMNS >= group", "done &= start == 0"),
+        "weights of a single half": ("(weight - half.to(tl.float32)) * 2048.0", "(weight - half.to(tl.float32)) * 0.0"),
+        "squares of the last step only": ("            z_square += z * z\n", "            z_square = z * z\n"),
+    },
 }  # fmt: skip

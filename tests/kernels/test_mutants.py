@@ -52,7 +52,7 @@ def _source(module: str) -> str:
 )
 def test_a_planted_fault_breaks_the_contract(name, fault, tmp_path):
     spec, op = BY_NAME[name], mutated(name, *MUTANTS[name][fault], tmp_path)
-    tried = itertools.product(spec.sizes(CASES), ("fp32", "mixed-fp16"), spec.options.values())
+    tried = itertools.product(spec.sizes(CASES), ("fp32", "mixed-fp16", "fp16"), spec.options.values())
     assert any(faults(spec, case, dtypes, options, DEVICE, op) for case, dtypes, options in tried)
 
 
