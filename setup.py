@@ -20,6 +20,7 @@ setup(
     install_requires=[
         "torch>=2.11",
         "torchvision",
+        "triton>=3.6",
         "deepspeed>=0.19.8",
         "timm>=1.0.20",
         "torchdiffeq>=0.2.4",

@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from contract import DTYPES, drawn, faults, outcome
 from erw.kernels import SPECS, Case
 from erw.kernels._launch import INTERPRETED
+from erw.kernels.contract import DTYPES, drawn, faults, outcome
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 CASES = (

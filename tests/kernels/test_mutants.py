@@ -9,9 +9,9 @@ import pytest
 import torch
 
 import erw.kernels
-from contract import faults
 from erw.kernels import SPECS, Case
 from erw.kernels._launch import INTERPRETED
+from erw.kernels.contract import faults
 from mutants import MUTANTS
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

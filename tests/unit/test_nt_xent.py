@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from erw.align import Repa
-from erw.ops import REFERENCE, nt_xent_alignment, nt_xent_in_image
+from erw.ops import REFERENCE
 from erw.types import Targets, TeacherSpec
 from tiny import MODEL
 
@@ -56,7 +56,7 @@ def loop_over_tokens(z: Tensor, target: Tensor, tau: float) -> Tensor:
 @pytest.mark.parametrize(("first", "images", "group"), [(0, 6, 6), (0, 12, 4), (3, 7, 4), (5, 2, 4), (4, 4, 4), (1, 1, 2)])
 def test_in_batch_loss_and_gradient_are_the_loops(first, images, group, tau):
     z, target = normal(images, 5, 7).requires_grad_(), normal(12, 5, 7, seed=1)
-    mine = nt_xent_alignment(z, target, first=first, group=group, tau=tau)
+    mine = REFERENCE.nt_xent_alignment(z, target, first=first, group=group, tau=tau)
     theirs = loop_over_images(z, target, first, group, tau)
     torch.testing.assert_close(mine, theirs)
     weights = normal(images, seed=2)  # so that a gradient in the wrong row would show
@@ -67,7 +67,7 @@ def test_in_batch_loss_and_gradient_are_the_loops(first, images, group, tau):
 @pytest.mark.parametrize("images", [1, 16, 19])  # logits are held for 16 at a time
 def test_in_image_loss_and_gradient_are_the_loops(images, tau):
     z, target = normal(images, 4, 6).requires_grad_(), normal(images, 4, 6, seed=1)
-    mine, theirs = nt_xent_in_image(z, target, tau=tau), loop_over_tokens(z, target, tau)
+    mine, theirs = REFERENCE.nt_xent_in_image(z, target, tau=tau), loop_over_tokens(z, target, tau)
     torch.testing.assert_close(mine, theirs)
     weights = normal(images, seed=2)
     torch.testing.assert_close(torch.autograd.grad(mine @ weights, z), torch.autograd.grad(theirs @ weights, z))
@@ -75,28 +75,28 @@ def test_in_image_loss_and_gradient_are_the_loops(images, tau):
 
 def test_gradients_pass_gradcheck():
     z, target = normal(5, 2, 3).requires_grad_(), normal(8, 2, 3, seed=1)
-    assert torch.autograd.gradcheck(lambda z: nt_xent_alignment(z, target, first=2, group=4, tau=0.5), z)
-    assert torch.autograd.gradcheck(lambda z: nt_xent_in_image(z, target[:5], tau=0.5), z)
+    assert torch.autograd.gradcheck(lambda z: REFERENCE.nt_xent_alignment(z, target, first=2, group=4, tau=0.5), z)
+    assert torch.autograd.gradcheck(lambda z: REFERENCE.nt_xent_in_image(z, target[:5], tau=0.5), z)
 
 
 @pytest.mark.parametrize("micro", [1, 2, 3, 4, 5, 8, 12, 24])
 def test_losses_do_not_depend_on_the_split_into_micro_batches(micro):
     group, z, target = 6, normal(24, 3, 5), normal(24, 3, 5, seed=1)
-    whole = nt_xent_alignment(z, target, first=0, group=group, tau=TAU)
+    whole = REFERENCE.nt_xent_alignment(z, target, first=0, group=group, tau=TAU)
     for start in range(0, 24, micro):
         low = start // group * group
         high = -(-(start + micro) // group) * group
-        part = nt_xent_alignment(z[start : start + micro], target[low:high], first=start - low, group=group, tau=TAU)
+        part = REFERENCE.nt_xent_alignment(z[start : start + micro], target[low:high], first=start - low, group=group, tau=TAU)
         torch.testing.assert_close(part, whole[start : start + micro])
 
 
 def test_images_of_other_groups_do_not_matter_and_those_of_the_group_do():
     z, target = normal(4, 3, 5), normal(12, 3, 5, seed=1)
-    base = nt_xent_alignment(z, target, first=4, group=4, tau=TAU)
+    base = REFERENCE.nt_xent_alignment(z, target, first=4, group=4, tau=TAU)
     for row, matters in [(3, False), (4, True), (7, True), (8, False)]:
         changed = target.clone()
         changed[row] = normal(3, 5, seed=9)
-        assert (nt_xent_alignment(z, changed, first=4, group=4, tau=TAU) == base).all() != matters
+        assert (REFERENCE.nt_xent_alignment(z, changed, first=4, group=4, tau=TAU) == base).all() != matters
 
 
 @pytest.mark.parametrize(("align", "group"), [("cosine", 1), ("nt-xent", 4), ("nt-xent-in-image", 1)])
@@ -124,25 +124,25 @@ def test_a_perfect_match_among_orthogonal_negatives_has_its_known_value(tau):
     expected = math.log(1 + 7 * math.exp(-1 / tau))
     basis = torch.eye(8, dtype=torch.float64)
     tokens = torch.stack([basis.roll(n, dims=0) for n in range(3)], dim=1)
-    losses = nt_xent_alignment(3 * tokens, 0.2 * tokens, first=0, group=8, tau=tau)
+    losses = REFERENCE.nt_xent_alignment(3 * tokens, 0.2 * tokens, first=0, group=8, tau=tau)
     torch.testing.assert_close(losses, torch.full_like(losses, expected))
-    losses = nt_xent_in_image(3 * basis.expand(2, 8, 8), 0.2 * basis.expand(2, 8, 8), tau=tau)
+    losses = REFERENCE.nt_xent_in_image(3 * basis.expand(2, 8, 8), 0.2 * basis.expand(2, 8, 8), tau=tau)
     torch.testing.assert_close(losses, torch.full_like(losses, expected))
 
 
 def test_a_constant_representation_cannot_tell_its_positive_apart():
     z, target = normal(6, 4, 5), torch.ones(6, 4, 5, dtype=torch.float64)
-    losses = nt_xent_alignment(z, target, first=0, group=6, tau=TAU)
+    losses = REFERENCE.nt_xent_alignment(z, target, first=0, group=6, tau=TAU)
     torch.testing.assert_close(losses, torch.full_like(losses, math.log(6)))
-    losses = nt_xent_in_image(z, target, tau=TAU)
+    losses = REFERENCE.nt_xent_in_image(z, target, tau=TAU)
     torch.testing.assert_close(losses, torch.full_like(losses, math.log(4)))
 
 
 # ---- precision --------------------------------------------------------------------------------------------------------
 
 LOSSES = {
-    "in batch": lambda z, target: nt_xent_alignment(z, target, first=2, group=6, tau=TAU),
-    "in image": lambda z, target: nt_xent_in_image(z, target[2:10], tau=TAU),
+    "in batch": lambda z, target: REFERENCE.nt_xent_alignment(z, target, first=2, group=6, tau=TAU),
+    "in image": lambda z, target: REFERENCE.nt_xent_in_image(z, target[2:10], tau=TAU),
 }
 
 
@@ -223,12 +223,12 @@ TOKENS = G * N * D * 8
 def in_batch(groups: int) -> tuple[int, int, int]:
     """`measured` over so many groups of G images."""
     target = normal(groups * G, N, D, seed=1)
-    return measured(lambda z: nt_xent_alignment(z, target, first=0, group=G, tau=TAU), normal(groups * G, N, D))
+    return measured(lambda z: REFERENCE.nt_xent_alignment(z, target, first=0, group=G, tau=TAU), normal(groups * G, N, D))
 
 
 def test_the_measurement_sees_what_the_plain_way_holds():
     z, target = normal(4 * G, N, D), normal(4 * G, N, D, seed=1)
-    torch.testing.assert_close(dense(z, target, G), nt_xent_alignment(z, target, first=0, group=G, tau=TAU))
+    torch.testing.assert_close(dense(z, target, G), REFERENCE.nt_xent_alignment(z, target, first=0, group=G, tau=TAU))
     largest, peak, kept = measured(lambda z: dense(z, target, G), z)
     assert largest == 4 * LOGITS and kept > 4 * LOGITS and peak > 8 * LOGITS
 
@@ -245,7 +245,7 @@ def test_in_image_logits_exist_for_sixteen_images_at_a_time():
     tokens, width, found = 48, 3, []
     for images in (16, 64):
         z, target = normal(images, tokens, width), normal(images, tokens, width, seed=1)
-        found.append(measured(lambda z, target=target: nt_xent_in_image(z, target, tau=TAU), z))
+        found.append(measured(lambda z, target=target: REFERENCE.nt_xent_in_image(z, target, tau=TAU), z))
     logits, image = 16 * tokens * tokens * 8, tokens * width * 8
     few, many = found
     assert few[0] == many[0] == logits

@@ -100,12 +100,12 @@ def test_time_is_not_rounded_under_bf16():
 
 def test_rope_turns_by_relative_position():
     # Scores of rotated queries and keys depend on the offset between positions, in each axis.
+    from erw.kernels._heads import turned
     from erw.models.embed import rope_table
-    from erw.ops import rotate
 
     table = rope_table(5, 16)
     q, k = torch.randn(16), torch.randn(16)
-    at = lambda v, row, column: rotate(v.expand(25, 16), table)[row * 5 + column]  # noqa: E731
+    at = lambda v, row, column: turned(v.expand(25, 16), table)[row * 5 + column]  # noqa: E731
     score = at(q, 1, 1) @ at(k, 3, 2)
     assert torch.allclose(score, at(q, 2, 0) @ at(k, 4, 1), atol=1e-5)
     assert not torch.allclose(score, at(q, 1, 1) @ at(k, 2, 3), atol=1e-3)

@@ -8,7 +8,7 @@ import torch
 
 from erw.data.memory import MemoryDataset, digits_dataset
 from erw.data.stream import Wanted, rows_at, stream
-from erw.ops import nt_xent_alignment
+from erw.ops import REFERENCE
 from erw.types import TeacherSpec
 
 
@@ -87,7 +87,7 @@ def test_the_losses_of_a_global_batch_do_not_depend_on_the_split():
         seen = {}
         for batch in grouped(8, *split, start=24):
             target = torch.cat([batch.features["label"].sin(), batch.features["label"].cos(), batch.features["label"] / 50], -1)
-            found = nt_xent_alignment(z[batch.index - 24], target, first=batch.first, group=8, tau=0.1)
+            found = REFERENCE.nt_xent_alignment(z[batch.index - 24], target, first=batch.first, group=8, tau=0.1)
             seen |= dict(zip(batch.index.tolist(), found, strict=True))
         losses[split] = torch.stack([seen[position] for position in range(24, 96)])
     assert torch.allclose(losses[1, 1], losses[2, 3]) and torch.allclose(losses[1, 1], losses[4, 2])
