@@ -7,8 +7,9 @@ everywhere: the one that a GPU would run.
 
 import argparse
 import json
-from collections.abc import Callable
-from contextlib import nullcontext
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
@@ -17,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from erw.bench._env import fingerprint
 from erw.bench.reference import ReferenceSiT
@@ -37,28 +40,51 @@ def saved_bytes(build: Callable[[int], nn.Module], config: SiTConfig, batch: int
     return _whole(build, replace(config, depth=3), batch, autocast) - _whole(build, replace(config, depth=2), batch, autocast)
 
 
-def _whole(build: Callable[[int], nn.Module], config: SiTConfig, batch: int, autocast: bool) -> int:
-    """Bytes that a model keeps, each storage once."""
-    kept: dict[int, tuple[int, Tensor]] = {}
+class Live(TorchDispatchMode):
+    """Storages that operations within made, as long as anything holds them. ``model``'s own are none of them."""
 
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self._own = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers())}
+        self._seen: dict[int, weakref.ref] = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        returned = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(returned):
+            if isinstance(tensor, Tensor):
+                storage = tensor.untyped_storage()
+                if storage._cdata in self._own:
+                    continue
+                self._seen[storage._cdata] = weakref.ref(storage)
+        return returned
+
+    def bytes(self) -> int:
+        """Of those that are still alive."""
+        return sum(storage.nbytes() for storage in (ref() for ref in self._seen.values()) if storage is not None)
+
+
+def _whole(build: Callable[[int], nn.Module], config: SiTConfig, batch: int, autocast: bool) -> int:
+    """Bytes that a forward leaves alive: what the backward needs, and the output."""
     with FakeTensorMode(), patch.object(F, "scaled_dot_product_attention", _flash), torch.device("cuda"):
         model = build(config)
         for module in model.modules():  # tables are made on the host whatever the default device is
             module._buffers = {name: None if table is None else table.to("cuda") for name, table in module._buffers.items()}
-        own = {p.untyped_storage()._cdata for p in model.parameters()}
-
-        def pack(tensor: Tensor) -> Tensor:
-            storage = tensor.untyped_storage()
-            if storage._cdata not in own:
-                kept[storage._cdata] = storage.nbytes(), tensor
-            return tensor
-
         x = torch.empty(batch, config.in_channels, config.input_size, config.input_size)
         t, y = torch.empty(batch), torch.empty(batch, dtype=torch.long)
-        casting = torch.autocast("cuda", dtype=torch.bfloat16) if autocast else nullcontext()
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), casting:
+        with Live(model) as live, _casting() if autocast else nullcontext():
             output = model(x, t, y)  # noqa: F841  (alive while counting)
-    return sum(size for size, _ in kept.values())
+            return live.bytes()
+
+
+@contextmanager
+def _casting() -> Iterator[None]:
+    """Autocast to bf16 as on a GPU, which torch switches off where there is none."""
+    with (
+        patch.object(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False),
+        patch.object(torch.cuda, "is_bf16_supported", lambda: True),
+        torch.autocast("cuda", dtype=torch.bfloat16),
+    ):
+        yield
 
 
 def reference_model(config: SiTConfig) -> nn.Module:
