@@ -5,7 +5,7 @@ HEADER = _COLUMNS.format("model", "batch", "contestant", "images/s (p20 - p80)",
 
 
 def lines_of(content: dict) -> list[str]:
-    """The record of `erw.bench.gpu` as text lines."""
+    """The record of `erw.bench.step` as text lines."""
     environment, peaks = content["environment"], content["measured_peaks"]
     lines = [f"{environment['device']}, torch {environment['torch']}, commit {environment['commit']}"]
     if content["dry_run"]:

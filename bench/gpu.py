@@ -1,126 +1,79 @@
-"""Our training step against the published one, in one command and under ten minutes: ``python -m erw.bench.gpu``
+"""Everything that needs a GPU, in one command and under ten minutes: ``python -m erw.bench.gpu``
 
-Every pairing measures a rival and ours in turn, round by round, on the same batch of VAE moments, labels and cached
-teacher features: posterior sample, draws, forward, backward, clip, AdamW and EMA. The record is rewritten after each
-pairing, so a run that is killed leaves what it measured; what the time did not reach is listed as such.
+Runs the commands below in this order, each in a process of its own (a kernel that hangs or crashes costs its own part only)
+with a share of the time, and prints each one's table. Each writes a record of its own as it goes, so a run that is killed
+leaves what it measured. ``--parts`` names some of them.
+
+    step        training steps, the published one's first, ours in turn with it
+    contract    every kernel against its contract on this device
+    sanitizer   compute-sanitizer's memcheck and racecheck over every kernel
+    kernels     time and GB/s of every kernel beside plain PyTorch and torch.compile
+    attention   attention backends by head width and tokens
 """
 
-import argparse
+import subprocess
 import sys
-from pathlib import Path
+from dataclasses import dataclass
 
-import torch
-
-from erw.bench._contest import Pairing, plan, shape_of
-from erw.bench._env import fingerprint
-from erw.bench._measure import OUT_OF_MEMORY, Settings, measure
-from erw.bench._peaks import bf16_peak, measured_peaks
-from erw.bench._record import RESULTS, Record
-from erw.bench._table import lines_of
+from erw.bench._options import device_for, named, parser_of
 from erw.bench._timing import Deadline
-from erw.bench.published import load_published
-from erw.errors import UserError, exits_cleanly
-from erw.ops import resolve
+from erw.errors import exits_cleanly
+
+# Time for a part to end by itself after its last minute: a measurement that was begun is finished.
+_GRACE_SECONDS = 45
+
+
+@dataclass(frozen=True)
+class Part:
+    """A command of `erw.bench`; ``share`` of the minutes that are left to the parts from it on."""
+
+    module: str
+    share: float
+    passes: tuple[str, ...] = ()
+
+
+PARTS = {
+    "step": Part("step", 4.0, ("reference_repo",)),
+    "contract": Part("contract", 1.5),
+    "sanitizer": Part("sanitizer", 1.0),
+    "kernels": Part("kernels", 2.0),
+    "attention": Part("attention", 1.0),
+}
 
 
 @exits_cleanly
 def main(arguments: list[str] | None = None) -> None:
-    """Command line. Exit code 1 where a pairing failed (out of memory and out of time are results), 2 for an option."""
-    options = _parser().parse_args(arguments)
-    deadline, device = Deadline(options.minutes * 60), _device(options.dry_run)
-    published = load_published(options.reference_repo, "--reference-repo") if options.reference_repo else None
-    pairings = _plan(options, device)
-    # The published command trains with --allow-tf32.
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-    environment = fingerprint(device, options.commit)
-    peak = bf16_peak(environment["device"]) if device.type == "cuda" else None
-    rounds = 2 if options.dry_run else options.rounds
-    settings = Settings(device, rounds, deadline, peak, published, resolve(options.ops))
-    content = {
-        "what": "training step, ours against the published one",
-        "dry_run": options.dry_run,
-        "finished": False,
-        "environment": environment,
-        "settings": {"rounds": rounds, "minutes": options.minutes, "ops": options.ops, "tf32": True},
-        "bf16_peak_tflops": peak,
-        "measured_peaks": None,
-        "pairings": [],
-    }
-    record = Record(Path(options.out), "dry-run" if options.dry_run else "step", environment)
-    record.write(content)
-    content["measured_peaks"] = _peaks(device, options.dry_run)
-    record.write(content)
-    _run(pairings, settings, content, record)
-    print("\n".join(lines_of(content)))
-    print(f"record: {record.path}")
-    statuses = [row["status"] for pairing in content["pairings"] for row in pairing["rows"]]
-    if any(status.startswith("failed") for status in statuses):
+    """Command line. Exit code 1 where a part failed."""
+    parser = parser_of("gpu", __doc__, minutes=9)
+    parser.add_argument("--parts", default="", help=f"some of {', '.join(PARTS)} (default all)")
+    parser.add_argument("--reference-repo", metavar="PATH", help="checkout of sihyun-yu/REPA, to time its own code too")
+    options = parser.parse_args(arguments)
+    names = named("--parts", options.parts, PARTS)
+    device_for("gpu", options.dry_run)
+    deadline, statuses = Deadline(options.minutes * 60), {}
+    for number, name in enumerate(names):
+        part = PARTS[name]
+        seconds = max(0.0, deadline.left()) * part.share / sum(PARTS[rest].share for rest in names[number:])
+        print(f"\n== {name} ({seconds / 60:.1f} minutes)", flush=True)
+        statuses[name] = run(part, options, seconds)
+    print("\n" + "\n".join(f"{name:<10} {status}" for name, status in statuses.items()))
+    if any(status != "done" for status in statuses.values()):
         sys.exit(1)
 
 
-def _run(pairings: list[Pairing], settings: Settings, content: dict, record: Record) -> None:
-    """Measure all of ``pairings``; one that does not fit is followed by the same at half its batch."""
-    waiting = list(pairings)
-    while waiting:
-        pairing = waiting.pop(0)
-        found = measure(pairing, settings)
-        content["pairings"].append(found)
-        content["finished"] = not waiting
-        if any(row["status"] == OUT_OF_MEMORY for row in found["rows"]) and pairing.batch > 1:
-            half = pairing.halved()
-            if half not in pairings and half not in waiting:
-                waiting.insert(0, half)
-                content["finished"] = False
-        record.write(content)
-        seen = ", ".join(f"{row['contestant']}: {row['status']}" for row in found["rows"])
-        print(f"{pairing.model} batch {pairing.batch}: {seen}", file=sys.stderr, flush=True)
-
-
-def _peaks(device: torch.device, dry_run: bool) -> dict:
-    if dry_run:
-        return measured_peaks(device, size=256, copy_mib=8, rounds=2)
-    return measured_peaks(device, size=8192, copy_mib=2048, rounds=7)
-
-
-def _device(dry_run: bool) -> torch.device:
-    if torch.cuda.is_available():
-        return torch.device("cuda", torch.cuda.current_device())
-    if not dry_run:
-        raise UserError("erw.bench.gpu needs a CUDA device; --dry-run tries the command on what is here")
-    return torch.device("cpu")
-
-
-def _plan(options: argparse.Namespace, device: torch.device) -> list[Pairing]:
-    """What to measure. Raises `UserError` for a model that is not known or a batch below 1."""
-    models = ["tiny"] if options.dry_run else options.models.split(",")
-    for model in models:
-        shape_of(model)
+def run(part: Part, options, seconds: float) -> str:
+    """Run ``part``; its output goes where ours does. Returns how it ended."""
+    command = [sys.executable, "-m", f"erw.bench.{part.module}", "--minutes", f"{seconds / 60:.3f}", "--out", options.out]
+    command += ["--commit", options.commit] if options.commit else []
+    command += ["--dry-run"] * options.dry_run
+    for name in part.passes:
+        value = getattr(options, name)
+        command += [f"--{name.replace('_', '-')}", value] if value else []
     try:
-        batches = [4, 2] if options.dry_run else [int(text) for text in options.batches.split(",")]
-    except ValueError:
-        raise UserError(f"--batches takes whole numbers with commas between, not '{options.batches}'") from None
-    if min(batches) < 1:
-        raise UserError(f"--batches must be at least 1, not {min(batches)}")
-    compile = not options.dry_run if options.compile is None else options.compile
-    published = ("fp16" if device.type == "cuda" else "bf16") if options.reference_repo else None
-    return plan(models, batches, compile=compile, published=published)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m erw.bench.gpu", description=__doc__.splitlines()[0])
-    parser.add_argument("--minutes", type=float, default=9.0, help="begin nothing that would end later (default 9)")
-    parser.add_argument("--models", default="XL/2,B/2", help="published sizes with commas between (default XL/2,B/2)")
-    parser.add_argument("--batches", default="256,32", help="images a step, with commas between (default 256,32)")
-    parser.add_argument("--rounds", type=int, default=9, help="measurements of each side (default 9)")
-    parser.add_argument("--engine.ops", dest="ops", default="reference", help="op set of ours (default reference)")
-    parser.add_argument("--reference-repo", metavar="PATH", help="checkout of sihyun-yu/REPA, to time its own code too")
-    parser.add_argument("--out", default=str(RESULTS), help="folder of the record (default bench/results)")
-    parser.add_argument("--commit", help="commit to write down where this tree carries no git data")
-    parser.add_argument("--dry-run", action="store_true", help="a tiny model and 2 rounds, on a CPU too")
-    parser.add_argument(
-        "--compile", action=argparse.BooleanOptionalAction, default=None, help="compiled pairings (not in a dry run)"
-    )
-    return parser
+        code = subprocess.run(command, timeout=seconds + _GRACE_SECONDS + 60 * options.dry_run, check=False).returncode
+    except subprocess.TimeoutExpired:
+        return "stopped: over its time"
+    return "done" if code == 0 else f"ended with exit code {code}"
 
 
 if __name__ == "__main__":

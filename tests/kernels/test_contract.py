@@ -7,39 +7,19 @@ import torch
 
 from erw.kernels import SPECS, Case
 from erw.kernels._launch import INTERPRETED
-from erw.kernels.contract import DTYPES, drawn, faults, outcome
+from erw.kernels.contract import drawn, faults, outcome, sizes, small, variants
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-CASES = (
-    Case(batch=2, tokens=64, width=384, heads=6),
-    Case(batch=1, tokens=257, width=72, heads=1),
-    Case(batch=3, tokens=1, width=96, heads=2),
-    Case(batch=2, tokens=17, width=1152, heads=16),
-)
-LARGE = (Case(batch=1, tokens=1024, width=1152, heads=16), Case(batch=2, tokens=256, width=4096, heads=32))
-
 pytestmark = pytest.mark.skipif(DEVICE == "cpu" and not INTERPRETED, reason="needs a CUDA device or TRITON_INTERPRET=1")
 each_spec = pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
 
 
-def small(spec) -> Case:
-    """A size at which the interpreter is quick, and tiles are not full."""
-    return Case(batch=2, tokens=18, width=72, heads=1) if spec.common else spec.cases[0]
-
-
-def variants():
-    """Each operation in all dtypes; its variants, where the interpreter does the work, in two."""
-    return [
-        pytest.param(spec, name, dtypes, id=f"{spec.name}-{name}-{dtypes}")
-        for spec in SPECS
-        for number, name in enumerate(spec.options)
-        for dtypes in (DTYPES if number == 0 or DEVICE == "cuda" else ("fp32", "mixed"))
-    ]
-
-
-@pytest.mark.parametrize(("spec", "variant", "dtypes"), variants())
+@pytest.mark.parametrize(
+    ("spec", "variant", "dtypes"),
+    [pytest.param(s, *tried, id="-".join((s.name, *tried))) for s in SPECS for tried in variants(s, DEVICE)],
+)
 def test_outputs_and_gradients_keep_the_contract(spec, variant, dtypes):
-    for case in (*spec.sizes(CASES), *(LARGE if DEVICE == "cuda" else ())):
+    for case in sizes(spec, DEVICE):
         broken = faults(spec, case, dtypes, spec.options[variant], DEVICE)
         assert not broken, f"{case}: " + "; ".join(map(str, broken))
 
