@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from kernel_tables import pytest_terminal_summary  # noqa: F401  (a hook)
 from launch import environment
 
 ROOT = Path(__file__).resolve().parent.parent
