@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from erw.errors import UserError
+from erw.kernels import adamw_ema_list, clip_coefficient, grad_norm_sq
+from erw.kernels._norm import grad_norm_sq_reference
 from erw.settings import setting
 
 WEIGHTS = "weights"  # the fp32 masters, beside the optimizer's own state
@@ -83,16 +85,17 @@ def param_groups(parameters: Iterable[Tensor], weight_decay: float) -> list[dict
 class AdamWEMA(torch.optim.Optimizer):
     """AdamW (Loshchilov & Hutter, Alg. 2) and ``ema <- ema + (1 - decay) (weight - ema)`` after it.
 
-    ``max_norm`` is for optimizers that see whole gradients (no ZeRO): it clips by global norm and leaves everything
-    untouched, the step counter too, when the norm is not finite, without the host waiting for the device. Under ZeRO
-    the optimizer sees shards, and DeepSpeed clips and skips. ``kernels`` = False runs plain PyTorch on CUDA too.
+    ``max_norm`` (0: any norm) clips by global norm and leaves everything untouched, the step counter too, where the norm is
+    not finite, without the host waiting for the device; None leaves both to someone else. It needs all gradients of this
+    process in one call. ``sharded``: they are a part of the whole, each process of the default group having another.
+    ``kernels`` = False runs plain PyTorch on CUDA too.
     """
 
     def __init__(self, params, *, lr: float, betas: tuple[float, float], eps: float, weight_decay: float = 0.0,
-                 ema_decay: float, max_norm: float | None = None, kernels: bool = True):  # fmt: skip
+                 ema_decay: float, max_norm: float | None = None, sharded: bool = False, kernels: bool = True):  # fmt: skip
         defaults = {"lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay, "ema_decay": ema_decay}
         super().__init__(params, defaults)
-        self.max_norm, self.kernels = max_norm, kernels
+        self.max_norm, self.sharded, self.kernels = max_norm, sharded, kernels
         self.grad_norm: Tensor | None = None
 
     def init_state(self, tensors: Iterable[Tensor] | None = None) -> None:
@@ -110,20 +113,22 @@ class AdamWEMA(torch.optim.Optimizer):
                 state["ema"] = p.detach().clone()
 
     def _scale_and_keep(self) -> tuple[Tensor | None, Tensor | None]:
-        """(factor on gradients, 1 or 0): clipping and the skip of a non-finite step; None under ZeRO."""
+        """(factor on gradients, 1 or 0): clipping and the skip of a non-finite step; None where it is not ours."""
         if self.max_norm is None:
             return None, None
-        from erw.kernels import clip_coefficient
-
         gradients = [p.grad for g in self.param_groups for p in g["params"] if p.grad is not None]
-        self.grad_norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+        if self.sharded:
+            squares = grad_norm_sq if self.kernels and gradients[0].is_cuda else grad_norm_sq_reference
+            square = torch.stack([squares(g) for g in gradients]).sum()
+            torch.distributed.all_reduce(square)
+            self.grad_norm = square.sqrt()
+        else:
+            self.grad_norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
         return clip_coefficient(self.grad_norm, self.max_norm)
 
     @torch.no_grad()
     def step(self, closure=None):
         """One step of every group: kernels on CUDA, their plain twin on CPUs. The learning rate may be a 0-d tensor."""
-        from erw.kernels import adamw_ema_list  # here, so that settings and help do not wait for triton
-
         scale, keep = self._scale_and_keep()
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from erw.errors import UserError
+from erw.optim import OptimConfig
 from erw.settings import setting
 
 BUILTIN = ("zero0", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload")
@@ -96,7 +97,20 @@ def micro_batch(batch: int, accumulation: int, ranks: int) -> int:
     return batch // (ranks * accumulation)
 
 
-def deepspeed_dict(config: EngineConfig, batch: int, ranks: int, clip: float, top_stage: int) -> dict[str, Any]:
+def clips_on_device(config: EngineConfig, zero: dict[str, Any], optim: OptimConfig) -> bool:
+    """Whether `AdamWEMA` takes the global norm, clips and skips, without the host reading anything back.
+
+    It must see all gradients of its rank at once: whole tensors at stage 0, one flat shard at stages 1 and 2. Not at stage 3,
+    nor for two groups of weights (weight decay), which come one after the other, nor with a loss scale or offload.
+    """
+    stage = int(zero["stage"])
+    if stage == 0:
+        return True
+    offloaded = bool(zero.get("offload_optimizer"))
+    return stage <= 2 and config.precision in ("bf16", "fp32") and optim.weight_decay == 0.0 and not offloaded
+
+
+def deepspeed_dict(config: EngineConfig, batch: int, ranks: int, optim: OptimConfig, top_stage: int) -> dict[str, Any]:
     """The dict for ``deepspeed.initialize``: the file's knobs, and what settings own. The stage is at most ``top_stage``."""
     merged = read_ds_config(config.ds_config)
     zero = dict(merged.get("zero_optimization", {"stage": 0}))
@@ -104,15 +118,18 @@ def deepspeed_dict(config: EngineConfig, batch: int, ranks: int, clip: float, to
         of_stage_3 = ("stage3", "memory_efficient_linear", "offload_param")
         zero = {key: value for key, value in zero.items() if not key.startswith(of_stage_3)}
         zero["stage"] = top_stage
+    ours = clips_on_device(config, zero, optim)
+    if ours and zero["stage"]:
+        zero["compute_grad_norm"] = False
     return {
         **merged,
         "zero_optimization": zero,
         "train_batch_size": batch,
         "train_micro_batch_size_per_gpu": micro_batch(batch, config.accumulation, ranks),
         "gradient_accumulation_steps": config.accumulation,
-        # Without ZeRO our optimizer sees whole gradients and clips on the device.
-        "gradient_clipping": clip if zero["stage"] else 0.0,
-        "bf16": {"enabled": config.precision == "bf16"},
+        "gradient_clipping": 0.0 if ours else optim.clip,
+        # Where our optimizer skips non-finite steps itself, DeepSpeed need not read back whether to.
+        "bf16": {"enabled": config.precision == "bf16", "check_grad_overflow": not ours},
         "fp16": {"enabled": config.precision == "fp16", "loss_scale": 0.0, "hysteresis": 1},
         "torch_autocast": {"enabled": config.precision == "autocast", "dtype": "bfloat16"},
         "zero_allow_untested_optimizer": True,

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from erw.engine.config import EngineConfig, deepspeed_dict
+from erw.engine.config import EngineConfig, clips_on_device, deepspeed_dict
 from erw.engine.ranks import Ranks
 from erw.optim import STATE_KEYS, WEIGHTS, AdamWEMA, OptimConfig, param_groups
 from erw.step import TrainStep, public_name
@@ -30,8 +30,9 @@ class Engine:
 
         from erw.engine.shards import shards_of
 
-        ds_dict = deepspeed_dict(config, batch, ranks.count, optim.clip, top_stage)
+        ds_dict = deepspeed_dict(config, batch, ranks.count, optim, top_stage)
         self.stage: int = ds_dict["zero_optimization"]["stage"]
+        self.clips = clips_on_device(config, ds_dict["zero_optimization"], optim)
         self.accumulation, self.optim, self.ranks = config.accumulation, optim, ranks
         masters = {name: p.detach().clone() for name, p in step.named_parameters()}
         self.optimizer = AdamWEMA(
@@ -40,7 +41,8 @@ class Engine:
             betas=optim.betas,
             eps=optim.eps,
             ema_decay=optim.ema_decay(batch),
-            max_norm=optim.clip if self.stage == 0 else None,
+            max_norm=optim.clip if self.clips else None,
+            sharded=self.stage > 0 and ranks.count > 1,
             kernels=config.ops != "reference",
         )
         self._deepspeed, wrapped, _, _ = deepspeed.initialize(
@@ -78,7 +80,7 @@ class Engine:
 
     def grad_norm(self) -> Tensor | float | None:
         """Global gradient norm of the last step before clipping."""
-        return self.optimizer.grad_norm if self.stage == 0 else self._deepspeed.get_global_grad_norm()
+        return self.optimizer.grad_norm if self.clips else self._deepspeed.get_global_grad_norm()
 
     def loss_scale(self) -> float | None:
         """Factor on the fp16 loss, None at other precisions."""

@@ -28,6 +28,12 @@ def runs(run_jobs, tmp_path_factory):
              engine={"ds_config": stage, "precision": precision})
         for stage, precision in cases
     ]  # fmt: skip
+    # One parameter group, which our optimizer clips itself at stages 0 to 2.
+    jobs += [
+        tiny("sit", folder / f"{stage}-{precision}-plain", images=STEPS * BATCH, optim={"clip": 0.1},
+             engine={"ds_config": stage, "precision": precision})
+        for stage, precision in (*((f"zero{s}", "fp32") for s in range(4)), ("zero1", "bf16"), ("zero2", "bf16"))
+    ]  # fmt: skip
     engine = {"ds_config": "zero1", "precision": "bf16"}
     jobs.append(tiny("sit", folder / "first-step", images=BATCH, engine=engine, optim={"lr": 1e-9}))
     run_jobs(jobs)
@@ -43,8 +49,20 @@ def test_fp32_stages_agree(runs, stage):
     assert relative(last(runs, "zero0-fp32"), last(runs, f"zero{stage}-fp32")) < 1e-6
 
 
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_clipping_on_the_device_agrees_with_deepspeeds(runs, stage):
+    # Stage 3 is clipped by DeepSpeed, the others by our optimizer, over shards or whole gradients.
+    assert relative(last(runs, "zero0-fp32-plain"), last(runs, f"zero{stage}-fp32-plain")) < 1e-6
+    norms = [
+        [json.loads(row)["grad_norm"] for row in (runs / f"zero{s}-fp32-plain" / "metrics.jsonl").read_text().splitlines()]
+        for s in (0, stage)
+    ]
+    assert min(norms[0]) > 0.1 and norms[1] == pytest.approx(norms[0], rel=1e-5)
+
+
 def test_bf16_stages_one_and_two_are_bitwise_equal_and_three_is_close(runs):
     assert difference(last(runs, "zero1-bf16"), last(runs, "zero2-bf16")) == 0.0
+    assert difference(last(runs, "zero1-bf16-plain"), last(runs, "zero2-bf16-plain")) == 0.0
     assert difference(last(runs, "zero1-bf16"), last(runs, "zero3-bf16")) < 1e-3
 
 
@@ -59,7 +77,7 @@ def test_losses_of_all_precisions_are_near_each_other(runs):
         rows = [json.loads(row) for row in (folder / "metrics.jsonl").read_text().splitlines()]
         if len(rows) == STEPS:
             final[folder.name] = rows[-1]["loss"]
-    assert len(final) == 9
+    assert len(final) == 15
     assert max(final.values()) - min(final.values()) < 0.02, final
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from erw.engine.config import BUILTIN, EngineConfig, check_precision, deepspeed_dict, micro_batch, read_ds_config
 from erw.errors import UserError
+from erw.optim import OptimConfig
 
 FOLDER = Path(__file__).resolve().parents[2] / "ds_configs"
 
@@ -42,7 +43,9 @@ def test_bad_files_are_named(tmp_path):
 
 
 def test_settings_are_merged_in():
-    merged = deepspeed_dict(EngineConfig(ds_config="zero3", precision="bf16", accumulation=2), 64, 4, 0.5, top_stage=3)
+    merged = deepspeed_dict(
+        EngineConfig(ds_config="zero3", precision="bf16", accumulation=2), 64, 4, OptimConfig(clip=0.5), top_stage=3
+    )
     assert (merged["train_batch_size"], merged["train_micro_batch_size_per_gpu"]) == (64, 8)
     assert merged["gradient_clipping"] == 0.5 and merged["bf16"]["enabled"]
     # The one that makes stage 3 round differently from the others in the forward.
@@ -50,13 +53,28 @@ def test_settings_are_merged_in():
 
 
 def test_a_warmup_stays_at_stage_two():
-    merged = deepspeed_dict(EngineConfig(ds_config="zero3"), 64, 1, 1.0, top_stage=2)
+    merged = deepspeed_dict(EngineConfig(ds_config="zero3"), 64, 1, OptimConfig(), top_stage=2)
     assert merged["zero_optimization"]["stage"] == 2
     assert not any(key.startswith("stage3") for key in merged["zero_optimization"])
 
 
-def test_without_zero_our_optimizer_clips():
-    assert deepspeed_dict(EngineConfig(ds_config="zero0", precision="fp32"), 64, 1, 1.0, 3)["gradient_clipping"] == 0
+@pytest.mark.parametrize(
+    ("config", "optim", "ours"),
+    [
+        (EngineConfig(ds_config="zero0", precision="fp32"), OptimConfig(weight_decay=0.1), True),
+        (EngineConfig(ds_config="zero1"), OptimConfig(), True),
+        (EngineConfig(ds_config="zero2", precision="fp32"), OptimConfig(), True),
+        (EngineConfig(ds_config="zero1"), OptimConfig(weight_decay=0.1), False),
+        (EngineConfig(ds_config="zero1", precision="fp16"), OptimConfig(), False),
+        (EngineConfig(ds_config="zero2_offload"), OptimConfig(), False),
+        (EngineConfig(ds_config="zero3"), OptimConfig(), False),
+    ],
+)
+def test_either_our_optimizer_clips_or_deepspeed_does(config, optim, ours):
+    merged = deepspeed_dict(config, 64, 1, optim, 3)
+    assert merged["gradient_clipping"] == (0 if ours else 1)
+    assert merged["bf16"]["check_grad_overflow"] != ours
+    assert merged["zero_optimization"].get("compute_grad_norm", True) != (ours and merged["zero_optimization"]["stage"] > 0)
 
 
 def test_bf16_needs_zero_one():
