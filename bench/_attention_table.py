@@ -66,9 +66,11 @@ def table(folder: Path, matrix: list[Place]) -> str:
     ordered = sorted(matrix, key=lambda place: [name for name, *_ in matrix].index(place[0]))
     rows = [(place, (*_on_gpu(on_gpu.get(place)), _on_cpu(on_cpu.get(place)))) for place in ordered]
     lines = [_HEAD, ["---"] * len(_HEAD)]
-    for (name, said), alike in groupby(rows, key=lambda row: (row[0][0], row[1])):
-        places = [place for place, _ in alike]
-        lines.append([name, *(", ".join(map(str, dict.fromkeys(p[i] for p in places))) for i in (1, 2)), *said])
+    widths: dict[tuple, list[str]] = {}
+    for (name, width, said), alike in groupby(rows, key=lambda row: (*row[0][:2], row[1])):
+        tokens = ", ".join(str(place[2]) for place, _ in alike)
+        widths.setdefault((name, tokens, said), []).append(str(width))
+    lines += [[name, ", ".join(found), tokens, *said] for (name, tokens, said), found in widths.items()]
     text = "\n".join("| " + " | ".join(line) + " |" for line in lines)
     return f"{text}\n\n{_source('GPU', gpu)} {_source('CPU', cpu)}"
 
