@@ -2,7 +2,7 @@
 and torch.compile of the same formula, interleaved, with a cold L2, forward, backward and both.
 
 GB/s come from one model of the bytes (`Spec.traffic`) for all three, so they compare like times do; ``copy`` is what this
-device copies at, measured in the same run. Writes a record and a picture beside it.
+device copies at, measured in the same run. NVIDIA apex joins where it is installed. Writes a record and a picture beside it.
 """
 
 import argparse
@@ -18,12 +18,13 @@ from erw.bench._peaks import measured_peaks
 from erw.bench._record import RESULTS, Record
 from erw.bench._timing import Deadline, Timing, interleave
 from erw.errors import UserError, exits_cleanly
-from erw.kernels import SPECS, Case, Spec
+from erw.kernels import SPECS, Case, Spec, apex
 from erw.kernels._launch import runs_kernels
 from erw.models.sit import SIZES
 from erw.settings import nearest
 
 MODES = ("forward", "backward", "both")
+_APEX = {"adaln_modulate": apex.adaln_modulate, "adamw_ema": apex.adamw_ema}
 DTYPES = {"stream": torch.float32, "matmul": torch.bfloat16, "float32": torch.float32}
 
 
@@ -37,7 +38,7 @@ class Trial:
 
     @classmethod
     def build(cls, spec: Spec, case: Case, device: torch.device, compile: bool) -> "Trial":
-        """Providers: ``kernel`` (where kernels run), ``eager`` and, if asked for, ``compile``."""
+        """Providers: ``kernel`` and ``apex`` (where they run), ``eager`` and, if asked for, ``compile``."""
         options = next(iter(spec.options.values()))
         made = spec.inputs(case, torch.Generator().manual_seed(0))
         inputs = {
@@ -47,6 +48,8 @@ class Trial:
         providers = {"eager": spec.reference}
         if runs_kernels(next(iter(inputs.values()))):
             providers = {"kernel": spec.op, **providers}
+        if spec.name in _APEX and apex.missing(device) is None:
+            providers["apex"] = _APEX[spec.name]
         if compile:
             providers["compile"] = torch.compile(spec.reference, fullgraph=True, dynamic=False)
         if spec.timed is not None:
@@ -155,14 +158,15 @@ def draw(rows: list[dict], path: Path) -> None:
     measured = [row for row in rows if "status" not in row]
     largest = max(row["batch"] for row in measured)
     providers = list(dict.fromkeys(row["provider"] for row in measured))
+    step = 0.84 / len(providers)
     figure, panels = plt.subplots(1, len(MODES), figsize=(15, 5), layout="constrained", sharey=True)
     for panel, mode in zip(panels, MODES, strict=True):
         here = [row for row in measured if row["mode"] == mode and row["batch"] == largest]
         operations = list(dict.fromkeys(row["operation"] for row in here))
         for shift, provider in enumerate(providers):
             speeds = {row["operation"]: row["gb_per_s"] for row in here if row["provider"] == provider}
-            places = [i + (shift - 1) * 0.27 for i, name in enumerate(operations) if name in speeds]
-            panel.barh(places, [speeds[name] for name in operations if name in speeds], height=0.25, label=provider)
+            places = [i + (shift - (len(providers) - 1) / 2) * step for i, name in enumerate(operations) if name in speeds]
+            panel.barh(places, [speeds[name] for name in operations if name in speeds], height=0.9 * step, label=provider)
         panel.set_yticks(range(len(operations)), operations)
         panel.set(title=f"{mode}, batch {largest}", xlabel="GB/s")
     panels[0].legend()
@@ -189,6 +193,7 @@ def main(arguments: list[str] | None = None) -> None:
     peaks = None if options.dry_run else measured_peaks(device, size=8192, copy_mib=2048, rounds=7)
     copy = peaks["copy_gb_per_s"] if peaks else None
     content = {"what": "kernels", "dry_run": options.dry_run, "environment": environment, "measured_peaks": peaks, "rows": []}
+    content["apex"] = apex.missing(device) or "present"
     record = Record(Path(options.out), "dry-run" if options.dry_run else "kernels", environment)
 
     def report(rows: list[dict]) -> None:
@@ -201,6 +206,7 @@ def main(arguments: list[str] | None = None) -> None:
     report(rows)
     draw(rows, record.path.with_suffix(".png"))
     print("\n".join(lines_of(rows)))
+    print(f"apex: {content['apex']}")
     if peaks:
         print(f"copy: {copy:.0f} GB/s")
     print(f"record: {record.path}", file=sys.stderr)
