@@ -5,11 +5,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed-$(shell cksum < requirements.lock | cut -d' ' -f1)
 
-.PHONY: help demo test test-fast lint format lock clean
+.PHONY: help demo test test-fast benchmark benchmark-baseline lint format lock clean
 help:
 	@echo "make demo       train SiT, REPA and ERW on embedded digits at equal FLOPs; pictures in runs/demo"
 	@echo "make test       all tests, fast ones first"
 	@echo "make test-fast  the fast ones alone"
+	@echo "make benchmark  time what a CPU trains with, against the stored baseline"
 	@echo "make lint       ruff, as in pre-commit"
 	@echo "make lock       write requirements.lock anew from requirements.in"
 	@echo "make clean      remove the environment and caches; runs/ stays"
@@ -31,8 +32,9 @@ demo: $(STAMP)
 # Tests run several processes at once, whose waiting threads must not spin.
 test test-fast: export OMP_WAIT_POLICY ?= PASSIVE
 
-# A file stays with one worker: what its tests share is made once.
-PYTEST := $(BIN)/python -m pytest -q -n 2 --dist loadfile
+# A file stays with one worker: what its tests share is made once. Timings are skipped, for which their plugin is not needed; it
+# would warn of the other worker.
+PYTEST := $(BIN)/python -m pytest -q -n 2 --dist loadfile -p no:benchmark
 
 test: $(STAMP)
 	@$(PYTEST) -m "not slow"
@@ -40,6 +42,18 @@ test: $(STAMP)
 
 test-fast: $(STAMP)
 	@$(PYTEST) -m "not slow"
+
+# On the CPU, in one process, on a machine that does nothing else.
+BENCHMARK := CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest -q tests/kernels/test_speed.py --benchmark-only
+BASELINE := bench/results/benchmark-cpu.json
+
+benchmark: $(STAMP)
+	@$(BENCHMARK)
+
+# The old one is no longer compared with, and stays in git.
+benchmark-baseline: $(STAMP)
+	@rm -f $(BASELINE)
+	@$(BENCHMARK) --benchmark-json=$(BASELINE)
 
 lint: $(STAMP)
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

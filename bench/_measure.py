@@ -9,8 +9,9 @@ from functools import partial
 import torch
 
 from erw.bench._contest import Contestant, Pairing, Scene, build, shape_of
-from erw.bench._timing import Deadline, Stopwatch, Timing, interleave
+from erw.bench._timing import Deadline, Timing, interleave
 from erw.bench.published import Published
+from erw.clock import Stopwatch
 from erw.ops import REFERENCE, OpSet
 
 OUT_OF_MEMORY = "out of memory"

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
+from erw.clock import Stopwatch
+
 # Fewer rounds than this give no quantiles worth the name; a deadline does not cut below it.
 LEAST_ROUNDS = 2
 
@@ -51,32 +53,6 @@ class Deadline:
     def left(self) -> float:
         """Seconds left; negative when it is over, infinite without one."""
         return float("inf") if self._end is None else self._end - time.monotonic()
-
-
-class Stopwatch:
-    """Seconds of ``calls`` successive calls: CUDA events between synchronisations on a GPU, perf_counter elsewhere.
-
-    The events also see the gaps in which the device waits for the host, which is how a training step is paid for.
-    """
-
-    def __init__(self, device: torch.device):
-        self.device = device
-
-    def __call__(self, function: Callable[[], object], calls: int = 1) -> float:
-        """Seconds of one call, the mean over ``calls``."""
-        if self.device.type != "cuda":
-            start = time.perf_counter()
-            for _ in range(calls):
-                function()
-            return (time.perf_counter() - start) / calls
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        torch.cuda.synchronize(self.device)
-        start.record()
-        for _ in range(calls):
-            function()
-        end.record()
-        end.synchronize()
-        return start.elapsed_time(end) / 1000 / calls
 
 
 class L2Flush:

@@ -2,28 +2,33 @@
 and torch.compile of the same formula, interleaved, with a cold L2, forward, backward and both.
 
 GB/s come from one model of the bytes (`Spec.traffic`) for all three, so they compare like times do; ``copy`` is what this
-device copies at, measured in the same run. Writes a record and a picture beside it.
+device copies at, measured in the same run. The functions around matmuls (`erw.kernels.fused`) have a table of their own, in
+TFLOP/s and bytes kept. NVIDIA apex joins where it is installed. Writes a record and a picture beside it.
 """
 
 import argparse
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 
+from erw.bench import _pairs
 from erw.bench._env import fingerprint
+from erw.bench._modes import MODES, modes
+from erw.bench._pairs import NEEDED, PAIRS
 from erw.bench._peaks import measured_peaks
 from erw.bench._record import RESULTS, Record
 from erw.bench._timing import Deadline, Timing, interleave
 from erw.errors import UserError, exits_cleanly
-from erw.kernels import SPECS, Case, Spec
+from erw.kernels import SPECS, Case, Spec, apex
 from erw.kernels._launch import runs_kernels
 from erw.models.sit import SIZES
 from erw.settings import nearest
 
-MODES = ("forward", "backward", "both")
+_APEX = {"adaln_modulate": apex.adaln_modulate, "adamw_ema": apex.adamw_ema}
 DTYPES = {"stream": torch.float32, "matmul": torch.bfloat16, "float32": torch.float32}
 
 
@@ -37,7 +42,7 @@ class Trial:
 
     @classmethod
     def build(cls, spec: Spec, case: Case, device: torch.device, compile: bool) -> "Trial":
-        """Providers: ``kernel`` (where kernels run), ``eager`` and, if asked for, ``compile``."""
+        """Providers: ``kernel`` and ``apex`` (where they run), ``eager`` and, if asked for, ``compile``."""
         options = next(iter(spec.options.values()))
         made = spec.inputs(case, torch.Generator().manual_seed(0))
         inputs = {
@@ -47,41 +52,19 @@ class Trial:
         providers = {"eager": spec.reference}
         if runs_kernels(next(iter(inputs.values()))):
             providers = {"kernel": spec.op, **providers}
+        if spec.name in _APEX and apex.missing(device) is None:
+            providers["apex"] = _APEX[spec.name]
         if compile:
             providers["compile"] = torch.compile(spec.reference, fullgraph=True, dynamic=False)
         if spec.timed is not None:
             timed = {name: {"forward": spec.timed(name, inputs, options)} for name in providers if name != "compile"}
             return cls(spec, case, timed)
-        return cls(spec, case, {name: modes(op, spec, inputs, options) for name, op in providers.items()})
+        return cls(spec, case, {name: modes(op, spec.grads, inputs, options) for name, op in providers.items()})
 
     def bytes_of(self, mode: str) -> int:
         """Bytes that the operation must move, whoever does it."""
         forward, backward = self.spec.traffic(self.case, *(DTYPES[r].itemsize for r in ("stream", "matmul")))
         return {"forward": forward, "backward": backward, "both": forward + backward}[mode]
-
-
-def modes(op: Callable, spec: Spec, inputs: dict, options: dict) -> dict[str, Callable[[], object]]:
-    """forward; and backward and both, where there are gradients."""
-    leaves = {name: value.detach().requires_grad_(name in spec.grads) for name, value in inputs.items()}
-    wanted = [leaves[name] for name in spec.grads]
-
-    def forward() -> tuple:
-        returned = op(**leaves, **options)
-        return returned if isinstance(returned, tuple) else (returned,)
-
-    if not wanted:
-        return {"forward": forward}
-    outputs = [out for out in forward() if out.requires_grad]
-    gradients = [torch.randn_like(out) for out in outputs]
-
-    def both() -> object:
-        return torch.autograd.grad([out for out in forward() if out.requires_grad], wanted, gradients)
-
-    return {
-        "forward": forward,
-        "backward": lambda: torch.autograd.grad(outputs, wanted, gradients, retain_graph=True),
-        "both": both,
-    }
 
 
 def measure(trial: Trial, device: torch.device, rounds: int, deadline: Deadline, copy: float | None) -> list[dict]:
@@ -120,10 +103,10 @@ def run(device: torch.device, specs: list[Spec], cases: list[Case], *, rounds: i
     rows: list[dict] = []
     for case in cases:
         for spec in specs:
-            if deadline.left() < 15:
+            if deadline.left() < NEEDED:
                 rows.append({"operation": spec.name, "batch": case.batch, "status": "not measured: out of time"})
-                continue
-            rows += measure(Trial.build(spec, case, device, compile), device, rounds, deadline, copy)
+            else:
+                rows += measure(Trial.build(spec, case, device, compile), device, rounds, deadline, copy)
             report(rows)
     return rows
 
@@ -155,14 +138,15 @@ def draw(rows: list[dict], path: Path) -> None:
     measured = [row for row in rows if "status" not in row]
     largest = max(row["batch"] for row in measured)
     providers = list(dict.fromkeys(row["provider"] for row in measured))
+    step = 0.84 / len(providers)
     figure, panels = plt.subplots(1, len(MODES), figsize=(15, 5), layout="constrained", sharey=True)
     for panel, mode in zip(panels, MODES, strict=True):
         here = [row for row in measured if row["mode"] == mode and row["batch"] == largest]
         operations = list(dict.fromkeys(row["operation"] for row in here))
         for shift, provider in enumerate(providers):
             speeds = {row["operation"]: row["gb_per_s"] for row in here if row["provider"] == provider}
-            places = [i + (shift - 1) * 0.27 for i, name in enumerate(operations) if name in speeds]
-            panel.barh(places, [speeds[name] for name in operations if name in speeds], height=0.25, label=provider)
+            places = [i + (shift - (len(providers) - 1) / 2) * step for i, name in enumerate(operations) if name in speeds]
+            panel.barh(places, [speeds[name] for name in operations if name in speeds], height=0.9 * step, label=provider)
         panel.set_yticks(range(len(operations)), operations)
         panel.set(title=f"{mode}, batch {largest}", xlabel="GB/s")
     panels[0].legend()
@@ -177,30 +161,35 @@ def main(arguments: list[str] | None = None) -> None:
     if not torch.cuda.is_available() and not options.dry_run:
         raise UserError("erw.bench.kernels needs a CUDA device; --dry-run tries the command on what is here")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    by_name = {spec.name: spec for spec in SPECS}
-    for name in filter(None, options.operations.split(",")):
+    by_name = {spec.name: spec for spec in SPECS} | PAIRS
+    wanted = list(filter(None, options.operations.split(","))) or list(by_name)
+    for name in wanted:
         if name not in by_name:
             raise UserError(f"--operations: '{name}' is not known; {nearest(name, by_name)}")
-    specs = [by_name[name] for name in filter(None, options.operations.split(","))] or list(SPECS)
     _, width, heads = SIZES[options.size]
     batches = [2] if options.dry_run else [int(text) for text in options.batches.split(",")]
     cases = [Case(batch=b, tokens=16 if options.dry_run else 256, width=width, heads=heads) for b in batches]
     environment = fingerprint(device, options.commit)
     peaks = None if options.dry_run else measured_peaks(device, size=8192, copy_mib=2048, rounds=7)
     copy = peaks["copy_gb_per_s"] if peaks else None
-    content = {"what": "kernels", "dry_run": options.dry_run, "environment": environment, "measured_peaks": peaks, "rows": []}
+    content = {"what": "kernels", "dry_run": options.dry_run, "environment": environment, "measured_peaks": peaks}
+    content |= {"apex": apex.missing(device) or "present", "rows": [], "pairs": []}
     record = Record(Path(options.out), "dry-run" if options.dry_run else "kernels", environment)
 
-    def report(rows: list[dict]) -> None:
-        record.write(content | {"rows": rows})
+    def report(part: str, rows: list[dict]) -> None:
+        content[part] = rows
+        record.write(content)
 
-    rows = run(
-        device, specs, cases, rounds=2 if options.dry_run else options.rounds, deadline=Deadline(options.minutes * 60),
-        compile=not options.dry_run, copy=copy, report=report,
-    )  # fmt: skip
-    report(rows)
-    draw(rows, record.path.with_suffix(".png"))
-    print("\n".join(lines_of(rows)))
+    shared = {"rounds": 2 if options.dry_run else options.rounds, "deadline": Deadline(options.minutes * 60)}
+    shared |= {"compile": not options.dry_run}
+    specs = [spec for name in wanted if isinstance(spec := by_name[name], Spec)]
+    pairs = [PAIRS[name] for name in wanted if name in PAIRS]
+    rows = run(device, specs, cases, copy=copy, report=partial(report, "rows"), **shared)
+    pair_rows = _pairs.run(device, pairs, cases, report=partial(report, "pairs"), **shared)
+    if any("status" not in row for row in rows):
+        draw(rows, record.path.with_suffix(".png"))
+    print("\n".join(lines_of(rows) * bool(rows) + _pairs.lines_of(pair_rows) * bool(pair_rows)))
+    print(f"apex: {content['apex']}")
     if peaks:
         print(f"copy: {copy:.0f} GB/s")
     print(f"record: {record.path}", file=sys.stderr)

@@ -8,7 +8,7 @@ Precision rule of every op: arithmetic in fp32 (fp64 for fp64 input), result rou
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from erw import kernels
 from erw.errors import UserError
 from erw.kernels import fused as pairs
+from erw.kernels.attention import attention_backend
 
 _SPECS = {spec.name: spec for spec in kernels.SPECS}
 
@@ -104,13 +105,18 @@ FUSED = OpSet(
 """Kernels, and functions around matmuls that keep less for the backward."""
 
 
-def resolve(name: str) -> OpSet:
-    """The op set called ``name``: reference (plain PyTorch), fused (kernels) or auto.
+def resolve(name: str, attention: str = "sdpa") -> OpSet:
+    """The op set called ``name``: reference (plain PyTorch), fused (kernels) or auto; with ``attention``'s backend in it.
 
-    ``auto`` is fused on a CUDA device and reference elsewhere, decided here and nowhere later.
+    ``auto`` is fused on a CUDA device and reference elsewhere, decided here and nowhere later. Raises `UserError` for a name
+    that is not known and for a backend whose package is missing.
     """
     if name == "auto":
         name = "fused" if torch.cuda.is_available() else "reference"
     if name not in ("reference", "fused"):
         raise UserError(f"--engine.ops {name} is not known; known: auto, reference, fused")
-    return REFERENCE if name == "reference" else FUSED
+    opset = REFERENCE if name == "reference" else FUSED
+    try:
+        return opset if attention == "sdpa" else replace(opset, attention=attention_backend(attention))
+    except (ValueError, ImportError) as error:
+        raise UserError(f"--engine.attention {attention}: {error}") from None

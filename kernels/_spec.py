@@ -41,7 +41,7 @@ class Spec:
     trace       calls forward and backward launchers on inputs of any device, for ahead-of-time compilation
     traffic     (case, bytes of a stream element, of a matmul element) to bytes moved (forward, backward)
     timed       (provider, inputs, options) to what a benchmark calls, where ``op`` copies what the real call overwrites;
-                providers are ``kernel`` and ``eager``
+                providers are ``kernel``, ``eager`` and ``apex``
     cases       sizes that matter for this operation, besides the common ones
     common      whether the tests try the common sizes too (not where the interpreter would take minutes)
     """

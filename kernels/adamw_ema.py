@@ -21,6 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from erw.kernels import apex
 from erw.kernels._adamw import Rates, adamw_ema_reference, laid_out_as, run_plain, run_twin, same_layout
 from erw.kernels._check import FLOATS, dense
 from erw.kernels._launch import device_of, launch, runs_kernels
@@ -257,8 +258,11 @@ def _traffic(case: Case, stream: int, matmul: int) -> tuple[int, int]:
 
 
 def _timed(provider: str, inputs: Inputs, options: dict) -> Callable[[], None]:
-    update = adamw_ema if provider == "kernel" else adamw_ema_reference
+    update = {"kernel": adamw_ema, "eager": adamw_ema_reference, "apex": apex.adamw_ema}[provider]
     given = {name: tensor.clone() for name, tensor in inputs.items()}
+    if provider == "apex":  # which takes these from the host, and skips no step
+        given |= {"lr": float(given["lr"]), "step": int(given["step"])}
+        del given["keep"]
     copy = torch.empty_like(given["param"], dtype=options["half"])
     return lambda: update(**given, copy=copy, weight_decay=0.0, **_RATES)
 

@@ -15,6 +15,7 @@ and any T, 257 too, are the caller's business to ask for; a backend that cannot 
 """
 
 import importlib
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -112,14 +113,24 @@ def _of_package(function: Callable) -> Attention:
 
 def unusable(name: str, problem: Problem) -> str | None:
     """Why ``name`` cannot do ``problem``, forward and backward, in a line; None where it can. It is tried."""
-    try:
-        out = attention_backend(name)(*(inputs := problem.draw()))
-        torch.autograd.grad(out.float().sum(), inputs)
-        if not out.isfinite().all():
-            return "its output is not finite"
-    except (ImportError, RuntimeError, ValueError, TypeError, NotImplementedError, AssertionError, OSError) as error:
-        return (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        try:
+            out = attention_backend(name)(*(inputs := problem.draw()))
+            torch.autograd.grad(out.float().sum(), inputs)
+            if not out.isfinite().all():
+                return "its output is not finite"
+        except (ImportError, RuntimeError, ValueError, TypeError, NotImplementedError, AssertionError, OSError) as error:
+            return _reason(error, [str(warning.message) for warning in said])
     return None
+
+
+def _reason(error: Exception, said: list[str]) -> str:
+    """A line. Torch gives its reason against one of its kernels as warnings, among others of kernels that were not asked."""
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
+    reasons = [text.partition("(Triggered internally")[0].strip() for text in said]
+    reasons = [text for text in reasons if text and not any(word in text for word in ("not used because", "disabled"))]
+    return ": ".join([line, *reasons]).replace("\n", " ")[:300]
 
 
 def choose(problem: Problem, time: Callable[[Callable[[], None]], float]) -> tuple[str, dict[str, float | str]]:

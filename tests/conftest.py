@@ -19,12 +19,23 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
-def pytest_collection_modifyitems(items):
-    """Skip GPU tests where there is none, and run the fast ones first."""
+def pytest_collection_modifyitems(config, items):
+    """Skip GPU tests where there is none and timings that nobody asked for, and run the fast ones first."""
     for item in items:
+        if "benchmark" in item.fixturenames and not config.getoption("benchmark_only", False):
+            item.add_marker(pytest.mark.skip(reason="a timing: pytest --benchmark-only runs it"))
         if "gpu" in item.keywords and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
     items.sort(key=lambda item: "slow" in item.keywords)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_benchmark_update_machine_info(machine_info):
+    """What our own records say of a machine, instead of its name in the network and the like."""
+    from erw.bench._env import fingerprint
+
+    machine_info.clear()
+    machine_info.update(fingerprint(torch.device("cuda" if torch.cuda.is_available() else "cpu")))
 
 
 @pytest.fixture(scope="session")

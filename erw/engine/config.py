@@ -44,6 +44,9 @@ class EngineConfig:
     ops: Literal["auto", "reference", "fused"] = setting(
         "reference", "operations: reference: plain PyTorch; fused: our kernels; auto: fused on a CUDA device"
     )
+    attention: Literal["auto", "math", "sdpa", "flash", "efficient", "cudnn", "fa2", "fa3", "fa4", "xformers"] = setting(
+        "sdpa", "attention backend: sdpa: torch's choice; another by name (erw.kernels.attention); auto: the fastest, measured"
+    )
 
     def __post_init__(self):
         if self.accumulation < 1:

@@ -32,6 +32,13 @@ class Ranks:
             means /= self.count
         return dict(zip(names, means.unbind(), strict=True))
 
+    def agree(self, value: str) -> str:
+        """The first rank's ``value``, on every rank. A collective."""
+        values = [value]
+        if self.count > 1:
+            dist.broadcast_object_list(values, src=0, device=self.device)
+        return values[0]
+
     def barrier(self) -> None:
         """Wait for all ranks."""
         if self.count > 1:

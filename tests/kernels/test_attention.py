@@ -1,6 +1,7 @@
 """The attention front: names, layouts, what cannot run says why."""
 
 import sys
+import warnings
 
 import pytest
 import torch
@@ -61,3 +62,19 @@ def test_auto_takes_the_fastest_that_runs(monkeypatch):
     name, found = choose(elsewhere, lambda run: next(seconds))
     assert name == "flash" and found == {"sdpa": 3.0, "flash": 1.0, "fa2": 2.0, **{n: "no" for n in BACKENDS
                                          if n not in ("math", "sdpa", "flash", "fa2")}}  # fmt: skip
+
+
+def test_the_reason_is_the_one_torch_gave_as_a_warning(monkeypatch):
+    def refuse(*inputs):
+        for text in (
+            "Memory Efficient attention has been runtime disabled. (Triggered internally at sdp.h:1.)",
+            "Flash attention kernel not used because: (Triggered internally at sdp.cpp:2.)",
+            "Expected query to be of dtype: {Half, BFloat16}. (Triggered internally at sdp.h:3.)",
+        ):
+            warnings.warn(text, stacklevel=1)
+        raise RuntimeError("No available kernel. Aborting execution.\nmore")
+
+    monkeypatch.setattr(sys.modules["erw.kernels.attention"], "attention_backend", lambda name: refuse)
+    problem = Problem(1, 1, 4, 8, torch.float32, torch.device("cpu"))
+    reason = unusable("flash", problem)
+    assert reason == "No available kernel. Aborting execution.: Expected query to be of dtype: {Half, BFloat16}."

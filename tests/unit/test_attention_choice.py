@@ -1,0 +1,116 @@
+"""``--engine.attention``: decided once, before training starts; never changed silently."""
+
+import sys
+import time
+import typing
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import train_ds
+from erw import build, ops
+from erw.build import build_step, settle_attention
+from erw.engine.config import EngineConfig
+from erw.engine.ranks import Ranks
+from erw.errors import UserError
+from erw.kernels.attention import BACKENDS, Problem
+from tiny import random_step_inputs, tiny
+
+ALONE = Ranks(0, 1, torch.device("cpu"))
+
+
+def settings(tmp_path, attention: str, **engine):
+    return tiny("repa", tmp_path / "run", engine={"attention": attention, **engine})
+
+
+def test_the_names_are_those_of_the_front():
+    hint = typing.get_type_hints(EngineConfig)["attention"]
+    assert typing.get_args(hint) == ("auto", *BACKENDS)
+    assert EngineConfig().attention == "sdpa"
+
+
+def test_the_default_is_torchs_and_says_nothing(tmp_path):
+    config = settings(tmp_path, "sdpa")
+    assert settle_attention(config, ALONE) == (config, "")
+    assert ops.resolve("reference") is ops.REFERENCE
+
+
+def test_auto_on_a_cpu_is_sdpa_and_says_so(tmp_path):
+    config, line = settle_attention(settings(tmp_path, "auto"), ALONE)
+    assert config == settings(tmp_path, "sdpa")
+    assert line.startswith("attention: sdpa, by auto") and "\n" not in line
+
+
+def test_auto_measures_the_run_s_own_problem(tmp_path, monkeypatch):
+    asked = []
+
+    def choose(problem, time):
+        asked.append((problem, time(lambda: None)))
+        return "flash", {"sdpa": 0.002, "flash": 0.0015, "fa2": "No module named 'flash_attn'"}
+
+    monkeypatch.setattr(sys.modules["erw.kernels.attention"], "choose", choose)
+    config = settings(tmp_path, "auto", accumulation=2, precision="autocast")
+    settled, line = settle_attention(config, ALONE)
+    (problem, seconds), model = asked[0], config.model
+    assert problem == Problem(8, model.num_heads, model.tokens, model.width // model.num_heads, torch.bfloat16, ALONE.device)
+    assert 0 <= seconds < 0.1
+    assert settled == replace(config, engine=replace(config.engine, attention="flash"))
+    assert "flash, by auto" in line and "flash 1.500 ms" in line and "fa2 No module named" in line
+
+
+def test_the_first_rank_decides(tmp_path, monkeypatch):
+    sent = []
+
+    def broadcast(values, src, device):
+        sent.append((list(values), src))
+        values[0] = "flash"
+
+    monkeypatch.setattr("torch.distributed.broadcast_object_list", broadcast)
+    assert Ranks(1, 2, torch.device("cpu")).agree("cudnn") == "flash" and sent == [(["cudnn"], 0)]
+    settled, line = settle_attention(settings(tmp_path, "auto"), Ranks(1, 2, torch.device("cpu")))
+    assert settled.engine.attention == "flash" and line.startswith("attention: flash")
+
+
+def test_a_named_backend_is_what_the_model_runs(tmp_path, monkeypatch):
+    config, line = settle_attention(settings(tmp_path, "math"), ALONE)
+    assert config.engine.attention == "math" and line == "attention: math, by name"
+    phase = config.method.phase(0)
+    step = build_step(config, phase)
+    inputs = random_step_inputs(config, phase)
+    asked = []
+    true = F.scaled_dot_product_attention
+    monkeypatch.setattr(
+        F, "scaled_dot_product_attention",
+        lambda *args: asked.append(torch.backends.cuda.flash_sdp_enabled()) or true(*args),
+    )  # fmt: skip
+    loss = step(*inputs)["loss"]
+    assert asked == [False] * config.model.depth
+    assert torch.allclose(loss, build_step(settings(tmp_path, "sdpa"), phase)(*inputs)["loss"], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("attention", "reason"),
+    [("fa9", "--engine.attention takes one of auto, math, sdpa"), ("fa4", "--engine.attention fa4 cannot run here: ")],
+)
+def test_what_cannot_run_ends_in_one_line_before_a_folder_is_made(attention, reason, tmp_path, capsys, monkeypatch):
+    if torch.cuda.is_available():
+        pytest.skip("on a CUDA device it may run")
+    monkeypatch.setattr(train_ds, "start_ranks", lambda: ALONE)
+    with pytest.raises(SystemExit) as exit_:
+        train_ds.main(["digits-sit", "--out", str(tmp_path / "run"), "--engine.attention", attention])
+    error = capsys.readouterr().err.strip().splitlines()
+    assert exit_.value.code == 2 and len(error) == 1 and reason in error[0]
+    assert not (tmp_path / "run").exists()
+
+
+def test_auto_must_be_settled_first_and_missing_packages_are_named(tmp_path):
+    with pytest.raises(UserError, match="--engine.attention auto: attention backend is 'auto', should be one of"):
+        build_step(settings(tmp_path, "auto"), settings(tmp_path, "auto").method.phase(0))
+    with pytest.raises(UserError, match="--engine.attention fa4: No module named"):
+        ops.resolve("reference", "fa4")
+
+
+def test_the_clock_measures_seconds():
+    assert 0.002 <= build._clock(torch.device("cpu"))(lambda: time.sleep(0.002)) < 0.02
