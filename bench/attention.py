@@ -19,7 +19,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from erw.bench._attention_table import lines_of, written
 from erw.bench._env import fingerprint
-from erw.bench._record import RESULTS, Record
+from erw.bench._options import device_for, parser_of
+from erw.bench._record import Record
 from erw.bench._timing import Deadline, Timing, interleave
 from erw.errors import UserError, exits_cleanly
 from erw.kernels.attention import BACKENDS, Problem, attention_backend, attention_reference, unusable
@@ -136,9 +137,7 @@ def main(arguments: list[str] | None = None) -> None:
     if options.write is not None:
         options.write.write_text(written(options.write, Path(options.out), _matrix(options)), encoding="utf-8")
         return
-    if not torch.cuda.is_available() and not options.dry_run:
-        raise UserError("erw.bench.attention needs a CUDA device; --dry-run tries the command on what is here")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = device_for("attention", options.dry_run)
     dtype = DTYPES[options.dtype] if device.type == "cuda" else torch.float32
     batch, heads, rounds = (1, 2, 2) if options.dry_run else (options.batch, options.heads, options.rounds)
     problems = [Problem(batch, heads, tokens, width, dtype, device) for _, width, tokens in _matrix(options)[:: len(BACKENDS)]]
@@ -173,18 +172,14 @@ def _numbers(option: str, text: str) -> list[int]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m erw.bench.attention", description=__doc__.splitlines()[0])
+    parser = parser_of("attention", __doc__, minutes=8)
     parser.add_argument("--head-dims", default="64,72", help="head widths (default 64,72: those of L/2 and XL/2)")
     parser.add_argument("--tokens", default="256,257,1024", help="tokens (default 256,257,1024)")
     parser.add_argument("--batch", type=int, default=32, help="samples that are timed (default 32)")
     parser.add_argument("--heads", type=int, default=16, help="heads (default 16, as L/2 and XL/2 have)")
     parser.add_argument("--dtype", default="bf16", choices=list(DTYPES), help="on a GPU (default bf16; a CPU takes fp32)")
     parser.add_argument("--rounds", type=int, default=15, help="measurements of each (default 15)")
-    parser.add_argument("--minutes", type=float, default=8.0, help="begin nothing that would end later (default 8)")
-    parser.add_argument("--out", default=str(RESULTS), help="folder of the record (default bench/results)")
-    parser.add_argument("--commit", help="commit to write down where this tree carries no git data")
     parser.add_argument("--write", type=Path, help="measure nothing: write <!-- attention --> of this file from the records")
-    parser.add_argument("--dry-run", action="store_true", help="one sample, two heads and 2 rounds, on a CPU too")
     return parser
 
 

@@ -18,15 +18,15 @@ import torch
 from erw.bench import _pairs
 from erw.bench._env import fingerprint
 from erw.bench._modes import MODES, modes
+from erw.bench._options import device_for, named, parser_of
 from erw.bench._pairs import NEEDED, PAIRS
 from erw.bench._peaks import measured_peaks
-from erw.bench._record import RESULTS, Record
+from erw.bench._record import Record
 from erw.bench._timing import Deadline, Timing, interleave
-from erw.errors import UserError, exits_cleanly
+from erw.errors import exits_cleanly
 from erw.kernels import SPECS, Case, Spec, apex
 from erw.kernels._launch import runs_kernels
 from erw.models.sit import SIZES
-from erw.settings import nearest
 
 _APEX = {"adaln_modulate": apex.adaln_modulate, "adamw_ema": apex.adamw_ema}
 DTYPES = {"stream": torch.float32, "matmul": torch.bfloat16, "float32": torch.float32}
@@ -158,14 +158,9 @@ def draw(rows: list[dict], path: Path) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Command line."""
     options = _parser().parse_args(arguments)
-    if not torch.cuda.is_available() and not options.dry_run:
-        raise UserError("erw.bench.kernels needs a CUDA device; --dry-run tries the command on what is here")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = device_for("kernels", options.dry_run)
     by_name = {spec.name: spec for spec in SPECS} | PAIRS
-    wanted = list(filter(None, options.operations.split(","))) or list(by_name)
-    for name in wanted:
-        if name not in by_name:
-            raise UserError(f"--operations: '{name}' is not known; {nearest(name, by_name)}")
+    wanted = named("--operations", options.operations, by_name)
     _, width, heads = SIZES[options.size]
     batches = [2] if options.dry_run else [int(text) for text in options.batches.split(",")]
     cases = [Case(batch=b, tokens=16 if options.dry_run else 256, width=width, heads=heads) for b in batches]
@@ -196,15 +191,11 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m erw.bench.kernels", description=__doc__.splitlines()[0])
+    parser = parser_of("kernels", __doc__, minutes=8)
     parser.add_argument("--operations", default="", help="only these, with commas between")
     parser.add_argument("--size", default="XL", choices=list(SIZES), help="published size whose width is used (default XL)")
     parser.add_argument("--batches", default="256,32", help="batches of 256 tokens (default 256,32)")
     parser.add_argument("--rounds", type=int, default=15, help="measurements of each (default 15)")
-    parser.add_argument("--minutes", type=float, default=8.0, help="begin nothing after this (default 8)")
-    parser.add_argument("--out", default=str(RESULTS), help="folder of the record (default bench/results)")
-    parser.add_argument("--commit", help="commit to write down where this tree carries no git data")
-    parser.add_argument("--dry-run", action="store_true", help="tiny sizes and 2 rounds, on a CPU too")
     return parser
 
 
