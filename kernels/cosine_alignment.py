@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from erw.kernels._check import check_floats, check_shape
-from erw.kernels._launch import device_of, launch, row_tiles, runs_kernels
+from erw.kernels._launch import COUNTS, device_of, launch, row_tiles, runs_kernels
 from erw.kernels._spec import Case, Inputs, Spec, telling_rows
 from erw.kernels._sum import mean_rows
 
@@ -31,7 +31,7 @@ def cosine_alignment_reference(z: Tensor, target: Tensor) -> Tensor:
     return -F.cosine_similarity(z.to(wide), target.detach().to(wide), dim=-1, eps=EPS).mean(dim=-1)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def _forward_kernel(
     z_ptr, target_ptr, cosine_ptr, along_ptr, factor_ptr, rows,
     D: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr,
@@ -56,7 +56,7 @@ def _forward_kernel(
     tl.store(factor_ptr + row, factor, mask=present)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def _backward_kernel(
     z_ptr, target_ptr, dout_ptr, along_ptr, factor_ptr, dz_ptr, rows, tokens,
     D: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr,
