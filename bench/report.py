@@ -5,12 +5,12 @@ Each table stands between ``<!-- NAME -->`` and ``<!-- /NAME -->``; nothing else
 
 import argparse
 import json
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from erw.bench import _verdict
+from erw.bench._section import with_section
 from erw.bench.convergence import NAMES
 from erw.errors import UserError, exits_cleanly
 
@@ -134,11 +134,7 @@ TABLES: dict[str, Callable[[Path], str]] = {"demo": demo_table, "sweep": sweep_t
 def rewritten(text: str, results: Path) -> str:
     """``text`` with every table made anew. Raises `UserError` where a table's markers are missing."""
     for name, build in TABLES.items():
-        pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
-        if not pattern.search(text):
-            raise UserError(f"README.md has no <!-- {name} --> ... <!-- /{name} --> to write the table into")
-        table = build(results)
-        text = pattern.sub(lambda found, table=table: f"{found[1]}{table}\n{found[2]}", text)
+        text = with_section(text, name, build(results), "README.md")
     return text
 
 
