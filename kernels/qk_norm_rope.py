@@ -198,8 +198,7 @@ _forward_op.register_fake(lambda qkv, rope, vectors, norm, eps, prefix: _results
 @_backward_op.register_fake
 def _(qkv, rope, vectors, statistics, douts, norm, prefix):
     batch, heads, tokens, width = douts[0].shape
-    dvectors = (vectors or douts)[0].new_empty((len(vectors), width))
-    return douts[0].new_empty((batch, tokens, 3, heads, width)), dvectors
+    return douts[0].new_empty((batch, tokens, 3, heads, width)), (vectors or douts)[0].new_empty((len(vectors), width))
 
 
 class _QkNormRope(torch.autograd.Function):
@@ -269,9 +268,8 @@ def _inputs(case: Case, generator: torch.Generator) -> Inputs:
 
 def _trace(qkv: Tensor, rope: Tensor, **vectors: Tensor) -> None:
     prefix = qkv.shape[1] % 2  # 257 are 1 and 256
-    turns = rope[:, prefix:]
-    for norm, count, table in (("layer", 4, turns), ("layer", 4, None), ("rms", 2, turns), ("none", 0, turns)):
-        given = [vectors[name] for name in VECTORS[:count]]
+    for norm, count, turns in (("layer", 4, True), ("layer", 4, False), ("rms", 2, True), ("none", 0, True)):
+        given, table = [vectors[name] for name in VECTORS[:count]], rope[:, prefix:] if turns else None
         q, k, statistics = _forward(qkv, table, given, norm, EPS, prefix)
         _backward(qkv, table, given, statistics, [t.transpose(1, 2) for t in (q, k, q)], norm, prefix)
 
