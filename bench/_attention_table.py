@@ -111,4 +111,4 @@ def written(file: Path, folder: Path, matrix: list[Place]) -> str:
         text = file.read_text(encoding="utf-8")
     except OSError as error:
         raise UserError(f"--write {file} cannot be read: {error.strerror}") from None
-    return with_section(text, "attention", lambda: table(folder, matrix), file=str(file))
+    return with_section(text, "attention", table(folder, matrix), str(file))

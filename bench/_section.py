@@ -1,16 +1,23 @@
-"""Tables inside Markdown files, between ``<!-- NAME -->`` and ``<!-- /NAME -->``; the rest of a file is never touched."""
+"""Sections of Markdown files that programs write: what stands between ``<!-- NAME -->`` and ``<!-- /NAME -->``."""
 
 import re
-from collections.abc import Callable
 
 from erw.errors import UserError
 
 
-def with_section(text: str, name: str, build: Callable[[], str], *, file: str) -> str:
-    """``text`` of ``file`` with what ``build`` gives in the section ``name``. Raises `UserError` where its markers are
-    missing, before anything is built."""
-    pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
-    if not pattern.search(text):
+def _pattern(name: str) -> re.Pattern[str]:
+    return re.compile(rf"(<!-- {re.escape(name)} -->\n)(.*?)(<!-- /{re.escape(name)} -->)", re.DOTALL)
+
+
+def section(text: str, name: str, file: str) -> str:
+    """What stands in the section. Raises `UserError` where its markers are missing; ``file`` is what that calls the text."""
+    found = _pattern(name).search(text)
+    if not found:
         raise UserError(f"{file} has no <!-- {name} --> ... <!-- /{name} --> to write the table into")
-    content = build()
-    return pattern.sub(lambda found: f"{found[1]}{content}\n{found[2]}", text)
+    return found[2]
+
+
+def with_section(text: str, name: str, body: str, file: str) -> str:
+    """``text`` with ``body`` in the section. Raises `UserError` where its markers are missing."""
+    section(text, name, file)
+    return _pattern(name).sub(lambda found: f"{found[1]}{body}\n{found[3]}", text)

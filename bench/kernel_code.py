@@ -1,142 +1,113 @@
 """What the kernels become on a GPU, without one: ``python -m erw.bench.kernel_code`` compiles every kernel at every launch
 configuration of the published sizes ahead of time and reads the machine code.
 
-For each: registers a thread, spilled bytes (stack, local), shared memory, warps and the occupancy that follows, the widest
-global access, atomics. ``--write`` puts the table into docs/kernels.md. Must run without TRITON_INTERPRET.
+For each: registers a thread, shared memory and the occupancy that follows, and faults: spills (stack, local), too much shared
+memory, atomics, no global access of 128 bits where rows are that wide. ``--write`` puts the table into a Markdown file. Must
+run without TRITON_INTERPRET.
 """
 
 import argparse
+import json
+import multiprocessing
 import re
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 import triton
-from torch._subclasses import FakeTensorMode
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
 
+from erw.bench._code_table import caption, markdown, section_name
+from erw.bench._section import with_section
+from erw.bench._sources import Source, sources
 from erw.errors import UserError, exits_cleanly
-from erw.kernels import SPECS, Case, Spec
-from erw.kernels._launch import INTERPRETED, Launch, recording
+from erw.kernels import SPECS
+from erw.kernels._launch import INTERPRETED
 from erw.models.sit import SIZES
 
 TARGETS = (80, 90, 100)
-# Registers a multiprocessor, threads it can hold, shared memory a block may use.
-_LIMITS = {80: (65536, 2048, 166_912), 90: (65536, 2048, 232_448), 100: (65536, 2048, 232_448)}
-_TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int64: "i64", torch.int32: "i32"}
-_DTYPES = {"stream": torch.float32, "matmul": torch.bfloat16, "float32": torch.float32}
+# Sizes and chips for which each kind of dtypes is compiled. All heuristics see of dtypes is in the first.
+COVERAGE = {"mixed": (tuple(SIZES), TARGETS), "bf16": (("L", "XL"), (90,)), "fp32": (("XL",), (90,))}
+# A multiprocessor: registers of each of its four parts, threads, blocks, shared memory; of that a block, and what the system
+# takes of it for each block.
+_REGISTERS, _THREADS, _BLOCKS, _SYSTEM = 16384, 2048, 32, 1024
+_SHARED = {80: 166_912, 90: 232_448, 100: 232_448}
+NARROW = {
+    "_norm.total loads": "reads up to 1,024 partial sums, of which there may be any number",
+    "_norm.total stores": "writes one number",
+    "_norm.squares stores": "writes one number a program",
+    "_sum.mean_rows stores": "writes one number a sample",
+    "adamw_ema.prepare loads": "reads single numbers",
+    "adamw_ema.prepare stores": "writes single numbers",
+    "cosine_alignment.forward stores": "writes three numbers a token",
+    "velocity_mse.forward stores": "writes one number a program",
+    "_contrast.forward stores": "writes numbers a token",
+}
+"""Kernels of whose loads, or stores, none needs to be 128 bits wide, and why."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Code:
-    """One kernel compiled for one chip."""
+    """One kernel compiled for one chip; ``loads`` and ``stores`` are bits of the widest global access."""
 
-    operation: str
     kernel: str
-    width: int
     target: int
     registers: int
     spilled: int
     shared: int
     num_warps: int
-    widest: int  # bits of the widest global access
+    loads: int
+    stores: int
     atomics: int
+    wide: bool
 
     @property
     def occupancy(self) -> float:
         """Share of the threads that a multiprocessor can hold, as registers and shared memory allow."""
-        registers, threads, shared = _LIMITS[self.target]
         a_warp = -(-self.registers * 32 // 256) * 256
-        blocks = registers // max(1, a_warp * self.num_warps)
-        if self.shared:
-            blocks = min(blocks, shared // self.shared)
-        return min(blocks, 32, threads // (32 * self.num_warps)) * 32 * self.num_warps / threads
+        blocks = min(_REGISTERS // max(1, a_warp) * 4 // self.num_warps, _BLOCKS, _THREADS // (32 * self.num_warps))
+        blocks = min(blocks, (_SHARED[self.target] + _SYSTEM) // (self.shared + _SYSTEM))
+        return blocks * 32 * self.num_warps / _THREADS
+
+    @property
+    def narrow(self) -> list[str]:
+        """Of loads and stores, those without an access of 128 bits."""
+        return [f"{self.kernel} {way}" for way in ("loads", "stores") if getattr(self, way) < 128]
 
     @property
     def faults(self) -> list[str]:
-        """What must not be: spills, atomics, too much shared memory."""
+        """What must not be; empty for good code."""
         found = [f"spills {self.spilled} bytes"] * bool(self.spilled) + [f"{self.atomics} atomics"] * bool(self.atomics)
-        return found + ["too much shared memory"] * (self.shared > _LIMITS[self.target][2])
+        found += [f"{self.shared} bytes of shared memory"] * (self.shared > _SHARED[self.target])
+        return found + [f"{n.split()[1]} below 128 bits" for n in self.narrow if self.wide and n not in NARROW]
 
 
-def launches_of(spec: Spec, case: Case) -> list[Launch]:
-    """What forward and backward of ``spec`` would launch, from tensors that hold nothing."""
-    with FakeTensorMode():
-        made = spec.inputs(case, torch.Generator())
-        inputs = {n: t.to(_DTYPES[spec.roles[n]]) if t.is_floating_point() else t for n, t in made.items()}
-        with recording() as launches:
-            spec.trace(**inputs)
-    return launches
-
-
-@dataclass(frozen=True)
-class Source:
-    """What Triton compiles for a launch: types by parameter, constants, and which arguments 16 divides."""
-
-    launch: Launch
-    signature: dict[str, str]
-    constants: dict[str, object]
-    divisible: tuple[int, ...]
-
-    @classmethod
-    def of(cls, launch: Launch) -> "Source":
-        """As Triton specialises a real launch, whose tensors start at multiples of 16 bytes."""
-        signature, constants, divisible = {}, dict(launch.constants), []
-        general = {parameter.name for parameter in launch.kernel.params if parameter.do_not_specialize}
-        for position, name in enumerate(launch.kernel.arg_names):
-            value = launch.arguments.get(name)
-            if name in launch.constants:
-                signature[name] = "constexpr"
-            elif isinstance(value, torch.dtype):
-                signature[name] = f"*{_TYPES[value]}"
-                divisible.append(position)
-            elif isinstance(value, float):
-                signature[name] = "fp32"
-            elif name in general:
-                signature[name] = "i32"
-            elif value is None or value == 1:
-                signature[name], constants[name] = "constexpr", value
-            else:
-                signature[name] = "i32"
-                divisible += [position] * (value % 16 == 0)
-        return cls(launch, signature, constants, tuple(divisible))
-
-    @property
-    def key(self) -> str:
-        """Equal for launches that run the same machine code."""
-        kernel, warps = self.launch.kernel.__name__, self.launch.num_warps
-        return f"{kernel} {warps} {self.signature} {self.constants} {self.divisible}"
-
-    def compiled_for(self, target: int):
-        """Triton's compiled kernel for compute capability ``target``."""
-        attributes = {(position,): [["tt.divisibility", 16]] for position in self.divisible}
-        source = ASTSource(self.launch.kernel, self.signature, self.constants, attributes)
-        return triton.compile(source, target=GPUTarget("cuda", target, 32), options={"num_warps": self.launch.num_warps})
-
-
-def inspect(spec: Spec, source: Source, width: int, target: int) -> Code:
+def inspect(source: Source, target: int) -> Code:
     """Compile one launch and read its code."""
     compiled = source.compiled_for(target)
-    ptx, cubin = compiled.asm["ptx"], compiled.asm["cubin"]
-    usage = _resource_usage(cubin)
-    accesses = re.findall(r"\b(?:ld|st)\.global[\w.:]*?(?:\.v(\d))?\.b(\d+)\b", ptx)
-    accesses += [("16", "8")] * len(re.findall(r"\bcp\.async\.cg\.shared\.global\b", ptx))  # which copies 16 bytes
+    ptx = compiled.asm["ptx"]
+    usage = _resource_usage(compiled.asm["cubin"])
+    copies = [128] * len(re.findall(r"\bcp\.async\.cg\.shared\.global\b", ptx))  # into shared memory, 16 bytes each
     return Code(
-        operation=spec.name,
-        kernel=source.launch.kernel.__name__.strip("_").removesuffix("_kernel"),
-        width=width,
+        kernel=source.name,
         target=target,
         registers=usage["REG"],
         spilled=usage["STACK"] + usage["LOCAL"],
-        widest=max((int(lanes or 1) * int(bits) for lanes, bits in accesses), default=0),
-        atomics=len(re.findall(r"\b(?:atom|red)\.(?:global|shared|async)", ptx)),
         shared=compiled.metadata.shared,
         num_warps=compiled.metadata.num_warps,
+        loads=max(_widths("ld", ptx) + copies, default=0),
+        stores=max(_widths("st", ptx), default=0),
+        atomics=len(re.findall(r"(?<![\w.])(?:atom|red|multimem)\.", ptx)),
+        wide=source.wide,
     )
+
+
+def _widths(instruction: str, ptx: str) -> list[int]:
+    """Bits of each global access."""
+    found = re.findall(rf"\b{instruction}\.global[\w.:]*?(?:\.v(\d))?\.b(\d+)\b", ptx)
+    return [int(lanes or 1) * int(bits) for lanes, bits in found]
 
 
 def _resource_usage(cubin: bytes) -> dict[str, int]:
@@ -148,54 +119,71 @@ def _resource_usage(cubin: bytes) -> dict[str, int]:
     return {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", text)}
 
 
-def cases(sizes: tuple[str, ...]) -> list[Case]:
-    """The published widths and head widths at 256 tokens; batches that take each branch of the heuristics."""
-    return [Case(batch=b, tokens=256, width=SIZES[s][1], heads=SIZES[s][2]) for s in sizes for b in (256, 32, 8)]
+@dataclass(frozen=True)
+class Found:
+    """That an operation at a width runs a kernel in some dtypes, and its code."""
+
+    operation: str
+    width: int
+    dtypes: str
+    code: Code
 
 
-def survey(sizes: tuple[str, ...], targets: tuple[int, ...], operations: tuple[str, ...] = ()) -> list[Code]:
-    """Each distinct kernel configuration of each operation, once for each target."""
-    found = {}
+_jobs: list[tuple[Source, int]] = []  # for child processes, which a Source cannot be sent to
+
+
+def _inspected(number: int) -> Code:
+    return inspect(*_jobs[number])
+
+
+def survey(sizes: tuple[str, ...], targets: tuple[int, ...], operations: tuple[str, ...], processes: int) -> list[Found]:
+    """Every operation (or those named) as ``COVERAGE`` has it; each distinct source compiled once."""
+    wanted, numbers = [], {}
+    _jobs.clear()
     for spec in SPECS:
         if operations and spec.name not in operations:
             continue
-        for case in cases(sizes):
-            for source in map(Source.of, launches_of(spec, case)):
-                for target in targets:
-                    if (source.key, target) not in found:
-                        found[source.key, target] = inspect(spec, source, case.width, target)
-    return list(found.values())
-
-
-def markdown(codes: list[Code]) -> str:
-    """A table with a row for each kernel configuration and chip."""
-    rows = [HEADER, ["---"] * len(HEADER)]
-    rows += [
-        [c.operation, c.kernel, str(c.width), f"sm_{c.target}", str(c.num_warps), str(c.registers), str(c.spilled),
-         str(c.shared), f"{c.occupancy:.0%}", str(c.widest), ", ".join(c.faults) or "none"]
-        for c in codes
-    ]  # fmt: skip
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
-
-
-HEADER = ["operation", "kernel", "width", "chip", "warps", "registers", "spilled", "shared", "occupancy", "widest", "faults"]
+        for dtypes, (covered, chips) in COVERAGE.items():
+            for size in (size for size in covered if size in sizes):
+                for source in sources(spec, size, dtypes):
+                    for target in (chip for chip in chips if chip in targets):
+                        if (source.key, target) not in numbers:
+                            numbers[source.key, target] = len(_jobs)
+                            _jobs.append((source, target))
+                        wanted.append((spec.name, SIZES[size][1], dtypes, numbers[source.key, target]))
+    with multiprocessing.get_context("fork").Pool(processes) as pool:
+        codes = pool.map(_inspected, range(len(_jobs)), chunksize=8)
+    return [Found(name, width, dtypes, codes[number]) for name, width, dtypes, number in wanted]
 
 
 @exits_cleanly
 def main(arguments: list[str] | None = None) -> None:
-    """Command line. Exit code 1 where a kernel spills, uses atomics or too much shared memory."""
+    """Command line. Exit code 1 where a kernel has a fault."""
     parser = argparse.ArgumentParser(prog="python -m erw.bench.kernel_code", description=__doc__.splitlines()[0])
-    parser.add_argument("--sizes", default="S,B,L,XL", help="published sizes (default S,B,L,XL)")
-    parser.add_argument("--targets", default=",".join(map(str, TARGETS)), help="compute capabilities (default 80,90,100)")
+    parser.add_argument("--sizes", default=",".join(SIZES), help="published sizes (default: all)")
+    parser.add_argument("--targets", default=",".join(map(str, TARGETS)), help="compute capabilities (default: all)")
     parser.add_argument("--operations", default="", help="only these, with commas between")
-    parser.add_argument("--write", type=Path, help="Markdown file whose <!-- kernel code --> section is written anew")
+    parser.add_argument("--processes", type=int, default=1, help="that compile side by side")
+    parser.add_argument("--write", type=Path, help="Markdown file whose section for this version of triton is written anew")
+    parser.add_argument("--json", type=Path, help="file for everything found")
     options = parser.parse_args(arguments)
     if INTERPRETED:
         raise UserError("TRITON_INTERPRET is set, and the interpreter compiles nothing: unset it")
     operations = tuple(filter(None, options.operations.split(",")))
-    codes = survey(tuple(options.sizes.split(",")), tuple(map(int, options.targets.split(","))), operations)
-    print(markdown(codes))
-    if any(code.faults for code in codes):
+    targets = tuple(map(int, options.targets.split(",")))
+    found = survey(tuple(options.sizes.split(",")), targets, operations, options.processes)
+    table = markdown(found, NARROW)
+    print(table)
+    if options.json:
+        options.json.write_text(
+            json.dumps([asdict(f) | {"faults": f.code.faults, "narrow": f.code.narrow} for f in found]), encoding="utf-8"
+        )
+    if options.write:
+        text = options.write.read_text(encoding="utf-8")
+        body = f"{caption(found, triton.__version__, torch.__version__)}\n\n{table}"
+        text = with_section(text, section_name(triton.__version__), body, options.write.name)
+        options.write.write_text(text, encoding="utf-8")
+    if any(f.code.faults for f in found):
         sys.exit(1)
 
 

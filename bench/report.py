@@ -134,7 +134,7 @@ TABLES: dict[str, Callable[[Path], str]] = {"demo": demo_table, "sweep": sweep_t
 def rewritten(text: str, results: Path) -> str:
     """``text`` with every table made anew. Raises `UserError` where a table's markers are missing."""
     for name, build in TABLES.items():
-        text = with_section(text, name, lambda build=build: build(results), file="README.md")
+        text = with_section(text, name, build(results), "README.md")
     return text
 
 

@@ -198,7 +198,7 @@ class Cut:
 
 def cut_for(narrow: bool) -> Cut:
     """``narrow``: halves, which tensor cores multiply. Larger tiles spill on one chip or another."""
-    return Cut(64, 64, 32, 8) if narrow else Cut(16, 64, 16, 4)
+    return Cut(64, 64, 32, 8) if narrow else Cut(16, 64, 16, 8)
 
 
 def _plan(z: Tensor, target: Tensor, first: int, group: int, in_image: bool) -> tuple[int, tuple[int, ...], Cut, dict]:

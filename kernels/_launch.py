@@ -12,10 +12,26 @@ from torch import Tensor
 INTERPRETED: bool = triton.knobs.runtime.interpret
 """Whether Triton's interpreter stands in for a GPU (TRITON_INTERPRET=1 before triton is imported)."""
 
+COUNTS = ("tokens", "rows", "parts", "prefix")
+"""Kernels' numbers that no address is a multiple of: a 1 or a multiple of 16 gets no machine code of its own."""
+
+
+@dataclass(frozen=True)
+class Pointer:
+    """What a kernel's code depends on of a tensor: its dtype, and whether it starts at a multiple of 16 bytes."""
+
+    dtype: torch.dtype
+    aligned: bool
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> "Pointer":
+        """Memory itself starts at such a multiple, so the offset in it decides."""
+        return cls(tensor.dtype, tensor.storage_offset() * tensor.element_size() % 16 == 0)
+
 
 @dataclass(frozen=True)
 class Launch:
-    """One kernel launch: arguments by parameter name (tensors as dtypes), grid and warps."""
+    """One kernel launch: arguments by parameter name (tensors as pointers), grid and warps."""
 
     kernel: Any
     arguments: dict[str, Any]
@@ -34,7 +50,7 @@ def launch(kernel, grid: tuple[int, ...], *arguments, num_warps: int, **constant
     if _recorder is None:
         kernel[grid](*arguments, num_warps=num_warps, **constants)
         return
-    described = [a.dtype if isinstance(a, Tensor) else a for a in arguments]
+    described = [Pointer.of(a) if isinstance(a, Tensor) else a for a in arguments]
     named = dict(zip(kernel.arg_names, described, strict=False))
     _recorder.append(Launch(kernel, named, constants, grid, num_warps))
 

@@ -5,14 +5,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from erw.kernels._launch import launch
+from erw.kernels._launch import COUNTS, launch
 
 _BLOCK = 256
 _GROUP = 16
 _MEAN = 512
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def _sum_partials_kernel(partials_ptr, out_ptr, parts, D: tl.constexpr, BLOCK: tl.constexpr):
     cols = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = cols < D

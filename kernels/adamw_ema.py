@@ -245,12 +245,14 @@ def _inputs(case: Case, generator: torch.Generator) -> Inputs:
 
 
 def _trace(grad, param, exp_avg, exp_avg_sq, ema, step, lr, grad_scale, keep) -> None:
-    lists = [param], [grad], [exp_avg], [exp_avg_sq], [ema]
-    flat = tuple([t.float()] for (t,) in lists)
-    sum_of_squares(grad)
-    sum_of_squares(grad.float())
-    _run_kernels(*lists, [torch.empty_like(grad)], [step], Rates(lr, 0.9, 0.999, 1e-8, 0.0, 0.9999), grad_scale, keep)
-    _run_kernels(*flat, None, [step], Rates(1e-4, 0.9, 0.999, 1e-8, 0.0, 0.9999), None, None)
+    rest = [exp_avg], [exp_avg_sq], [ema]
+    for gradient in (grad, grad.float()):
+        sum_of_squares(gradient)
+        for copies in (None, [torch.empty_like(grad)]):
+            for rate in (lr, 1e-4):
+                for scalars in ((None, None), (grad_scale, keep)):
+                    rates = Rates(rate, 0.9, 0.999, 1e-8, 0.0, 0.9999)
+                    _run_kernels([param], [gradient], *rest, copies, [step], rates, *scalars)
 
 
 def _traffic(case: Case, stream: int, matmul: int) -> tuple[int, int]:

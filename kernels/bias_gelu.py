@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from erw.kernels._check import check_floats, check_shape
-from erw.kernels._launch import device_of, launch, runs_kernels
+from erw.kernels._launch import COUNTS, device_of, launch, runs_kernels
 from erw.kernels._spec import Case, Inputs, Spec
 from erw.kernels._sum import sum_partials
 
@@ -27,6 +27,7 @@ _SLOPE = tl.constexpr(2 * math.sqrt(2 / math.pi))
 _CUBIC = tl.constexpr(0.044715)
 _WARPS = 4
 _PARTS = 128  # strips of rows at most: 5 column blocks of XL's 4,608 make 640 programs
+_STEPS = 4  # tiles of a strip at least: with fewer the loop is unrolled, which spills on one chip or another
 
 
 def bias_gelu_reference(x: Tensor, *, bias: Tensor | None = None) -> Tensor:
@@ -46,7 +47,7 @@ def _gate(u):
     return tl.where(z >= 0, large, small), tl.where(z >= 0, small, large)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def _forward_kernel(x_ptr, bias_ptr, out_ptr, rows, N: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr):
     row = tl.program_id(0).to(tl.int64) * TILE + tl.arange(0, TILE)
     cols = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -58,7 +59,7 @@ def _forward_kernel(x_ptr, bias_ptr, out_ptr, rows, N: tl.constexpr, BLOCK: tl.c
     tl.store(out_ptr + place, (u * s).to(out_ptr.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def _backward_kernel(
     x_ptr, bias_ptr, dout_ptr, dx_ptr, again_ptr, dbias_ptr, rows,
     N: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr, STEPS: tl.constexpr, AGAIN: tl.constexpr,
@@ -109,7 +110,7 @@ def _backward(x: Tensor, bias: Tensor, dout: Tensor, again: bool) -> tuple[Tenso
     width = x.shape[-1]
     rows = x.numel() // max(width, 1)
     block, tile = _tile(width)
-    steps = triton.next_power_of_2(triton.cdiv(rows, _PARTS * tile)) if rows else 1
+    steps = max(_STEPS, triton.next_power_of_2(triton.cdiv(rows, _PARTS * tile)))
     parts = triton.cdiv(rows, steps * tile)
     dx, activation = torch.empty_like(x), torch.empty_like(x) if again else x.new_empty(0)
     partials = x.new_empty((parts, width), dtype=torch.float32)

@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from erw.kernels._check import check_floats, check_shape, unit_last
-from erw.kernels._launch import Rows, device_of, launch, runs_kernels
+from erw.kernels._launch import COUNTS, Rows, device_of, launch, runs_kernels
 from erw.kernels._spec import Case, Inputs, Spec, telling_rows
 from erw.kernels._sum import sum_partials
 
@@ -44,7 +44,7 @@ def _strips(width: int, batch: int, tokens: int) -> Rows:
     return Rows(block, tile, 4, max(1, steps))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def _forward_kernel(
     x_ptr, y_ptr, gate_ptr, x_new_ptr, gate_stride, tokens,
     D: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr,
@@ -60,7 +60,7 @@ def _forward_kernel(
     tl.store(x_new_ptr + place, (x + gate[None, :] * y).to(x_new_ptr.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def _backward_kernel(
     y_ptr, gate_ptr, dx_new_ptr, dy_ptr, dgate_ptr, gate_stride, tokens, parts,
     D: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr, STEPS: tl.constexpr,

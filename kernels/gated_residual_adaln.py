@@ -27,7 +27,7 @@ import triton.language as tl
 from torch import Tensor
 
 from erw.kernels._check import check_floats, check_shape, unit_last
-from erw.kernels._launch import Rows, device_of, launch, runs_kernels
+from erw.kernels._launch import COUNTS, Rows, device_of, launch, runs_kernels
 from erw.kernels._spec import Case, Inputs, Spec, telling_rows
 from erw.kernels._sum import sum_partials
 from erw.kernels.gated_residual import gated_residual_backward
@@ -60,7 +60,7 @@ def _cut(width: int, batch: int, tokens: int, elements: int, lengths: tuple[int,
     return Rows(block, tile, warps, max(1, length // tile))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def _forward_kernel(
     x_ptr, y_ptr, gate_ptr, shift_ptr, scale_ptr, x_new_ptr, out_ptr, mean_ptr, rstd_ptr,
     gate_stride, shift_stride, scale_stride, tokens, eps,
@@ -91,7 +91,7 @@ def _forward_kernel(
         tl.store(rstd_ptr + row, rstd, mask=present)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def _backward_kernel(
     x_ptr, y_ptr, gate_ptr, scale_ptr, dx_new_ptr, dout_ptr, mean_ptr, rstd_ptr, dx_ptr, dy_ptr,
     dgate_ptr, dshift_ptr, dscale_ptr, gate_stride, scale_stride, tokens, parts, D: tl.constexpr, BLOCK: tl.constexpr,

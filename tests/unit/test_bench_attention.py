@@ -149,8 +149,8 @@ def test_write_touches_its_section_alone(tmp_path):
 
 def test_a_section_that_is_missing_is_named_before_anything_is_built():
     with pytest.raises(UserError, match="a.md has no <!-- speed --> ... <!-- /speed -->"):
-        with_section("text", "speed", lambda: 1 / 0, file="a.md")
-    assert with_section("<!-- a -->\n<!-- /a -->", "a", lambda: r"\1 {x}", file="") == "<!-- a -->\n\\1 {x}\n<!-- /a -->"
+        with_section("text", "speed", "body", "a.md")
+    assert with_section("<!-- a -->\n<!-- /a -->", "a", r"\1 {x}", "") == "<!-- a -->\n\\1 {x}\n<!-- /a -->"
 
 
 @pytest.mark.parametrize(
