@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from erw.bench._env import fingerprint
+from erw.bench._section import with_section
 from erw.bench.reference import ReferenceSiT
 from erw.errors import exits_cleanly
 from erw.models.sit import SIZES, SiT, SiTConfig, sized
@@ -124,6 +125,23 @@ def survey(size: str, batch: int) -> list[dict]:
     ]  # fmt: skip
 
 
+def markdown(content: dict) -> str:
+    """The record as a table."""
+    lines = [
+        "| step | recompute | residual stream | GiB a block | MiB an image | less than the reference |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in content["rows"]:
+        less = "-" if row["less_than_reference"] is None else f"{row['less_than_reference']:.2f} x"
+        lines.append(
+            f"| {row['step']} | {row['recompute']} | {row['residual']} | {row['bytes_per_block'] / 2**30:.3f} |"
+            f" {row['mib_per_image_and_block']:.2f} | {less} |"
+        )
+    versions = content["versions"]
+    lines.append(f"\n{content['size']}/2, batch {content['batch']}, torch {versions['torch']}, commit {versions['commit']}.")
+    return "\n".join(lines)
+
+
 @exits_cleanly
 def main(arguments: list[str] | None = None) -> None:
     """Command line."""
@@ -131,15 +149,17 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--size", default="XL", choices=list(SIZES), help="published size at patch 2 (default XL)")
     parser.add_argument("--batch", type=int, default=256, help="images (default 256)")
     parser.add_argument("--out", type=Path, default=RECORD, help=f"record (default {RECORD})")
+    parser.add_argument("--write", type=Path, help="count nothing: write <!-- saved bytes --> of this file from the record")
     options = parser.parse_args(arguments)
+    if options.write is not None:
+        content = json.loads(options.out.read_text(encoding="utf-8"))
+        text = with_section(options.write.read_text(encoding="utf-8"), "saved bytes", markdown(content), str(options.write))
+        options.write.write_text(text, encoding="utf-8")
+        return
     rows = survey(options.size, options.batch)
     content = {"size": options.size, "batch": options.batch, "rows": rows, "versions": fingerprint(torch.device("cpu"))}
     options.out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    print(f"{'step':<16}{'recompute':<11}{'residual':<10}{'GiB a block':>12}{'MiB an image':>14}{'x less':>8}")
-    for row in rows:
-        less = "-" if row["less_than_reference"] is None else f"{row['less_than_reference']:.2f}"
-        print(f"{row['step']:<16}{row['recompute']:<11}{row['residual']:<10}{row['bytes_per_block'] / 2**30:>12.3f}"
-              f"{row['mib_per_image_and_block']:>14.2f}{less:>8}")  # fmt: skip
+    print(markdown(content))
 
 
 if __name__ == "__main__":

@@ -147,7 +147,7 @@ def test_write_touches_its_section_alone(tmp_path):
     assert file.read_text() == text
 
 
-def test_a_section_that_is_missing_is_named_before_anything_is_built():
+def test_a_section_that_is_missing_is_named():
     with pytest.raises(UserError, match="a.md has no <!-- speed --> ... <!-- /speed -->"):
         with_section("text", "speed", "body", "a.md")
     assert with_section("<!-- a -->\n<!-- /a -->", "a", r"\1 {x}", "") == "<!-- a -->\n\\1 {x}\n<!-- /a -->"

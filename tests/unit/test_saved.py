@@ -24,4 +24,8 @@ def test_bytes_of_a_block_by_policy(tmp_path, capsys):
         ("erw fused", "full", "float32"), ("erw fused", "none", "float32"), ("erw reference", "none", "float32"),
         ("reference", "-", "float32"))]  # fmt: skip
     assert order == sorted(order)
-    assert "x less" in capsys.readouterr().out
+    assert "less than the reference" in capsys.readouterr().out
+    page = tmp_path / "page.md"
+    page.write_text("<!-- saved bytes -->\n<!-- /saved bytes -->\n")
+    saved.main(["--out", str(path), "--write", str(page)])
+    assert page.read_text().count("\n| erw fused |") == 6 and "S/2, batch 2" in page.read_text()
