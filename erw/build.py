@@ -10,7 +10,7 @@ from torch import Tensor
 from erw import ops
 from erw.clock import Stopwatch
 from erw.config import TrainConfig
-from erw.engine.config import micro_batch
+from erw.engine.config import micro_batch, read_ds_config, stage_of
 from erw.engine.ranks import Ranks
 from erw.errors import UserError
 from erw.latents import Pixels, VaeLatents
@@ -69,6 +69,8 @@ def build_step(config: TrainConfig, phase: Phase, carried: dict[str, Tensor] | N
     streams of their own, so a method's heads do not change the backbone's start.
     """
     opset = ops.resolve(config.engine.ops, config.engine.attention)
+    if stage_of(read_ds_config(config.engine.ds_config)) == 3:
+        opset = replace(opset, modulations=ops.REFERENCE.modulations)  # weights are there only while their module runs
     seed = config.train.seed
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -78,6 +80,8 @@ def build_step(config: TrainConfig, phase: Phase, carried: dict[str, Tensor] | N
     if phase.depth is not None:
         model.keep_span(phase.first, phase.depth)
     model.recompute = config.engine.recompute
+    if config.engine.compile == "blocks":
+        model.compile_blocks()
     step = TrainStep(model, heads, config.method, config.objective, phase, opset)
     if initial:
         here = {public_name(name) for name, _ in step.named_parameters()}

@@ -5,7 +5,7 @@ from typing import Any
 
 from erw.align import METHODS, Method
 from erw.data import DataConfig
-from erw.engine.config import EngineConfig, check_precision
+from erw.engine.config import EngineConfig, check_stage
 from erw.errors import UserError
 from erw.evaluate import EvalConfig
 from erw.latents import LatentConfig
@@ -66,7 +66,7 @@ class TrainConfig:
         self.method.check(self.model, self.teacher_specs, self.train.batch)
         self.objective.check(self.model)
         self.sample.check(self.objective)
-        check_precision(self.engine)
+        check_stage(self.engine)
         for boundary in self.method.boundaries():
             if boundary >= self.train.images:
                 raise UserError(

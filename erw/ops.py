@@ -18,6 +18,7 @@ from erw import kernels
 from erw.errors import UserError
 from erw.kernels import fused as pairs
 from erw.kernels.attention import attention_backend
+from erw.kernels.stacked_linear import stacked_linear
 
 _SPECS = {spec.name: spec for spec in kernels.SPECS}
 
@@ -50,6 +51,11 @@ def adaln_linear(x: Tensor, linear: nn.Linear, *, shift: Tensor, scale: Tensor) 
     return linear(_SPECS["adaln_modulate"].reference(x, shift=shift, scale=scale))
 
 
+def modulations(c: Tensor, layers: list[nn.Sequential]) -> list[Tensor]:
+    """Shifts, scales and gates of every block (DiT, Sec. 3.2): ``layer(c)`` of each SiLU + Linear, c (B, D) to (B, 6D)."""
+    return [layer(c) for layer in layers]
+
+
 def mlp(x: Tensor, fc1: nn.Linear, fc2: nn.Linear) -> Tensor:
     """``fc2(gelu(fc1(x)))``, GELU by its tanh approximation: (B, T, D) to (B, T, D)."""
     return fc2(F.gelu(fc1(x), approximate="tanh"))
@@ -66,6 +72,7 @@ class OpSet:
     attention: Callable
     adaln_linear: Callable
     mlp: Callable
+    modulations: Callable
     cosine_alignment: Callable
     nt_xent_alignment: Callable
     nt_xent_in_image: Callable
@@ -83,12 +90,18 @@ REFERENCE = OpSet(
     attention=attention,
     adaln_linear=adaln_linear,
     mlp=mlp,
+    modulations=modulations,
 )
 """Plain PyTorch."""
 
 
 def _fused_mlp(x: Tensor, fc1: nn.Linear, fc2: nn.Linear) -> Tensor:
     return pairs.mlp(x, fc1_weight=fc1.weight, fc1_bias=fc1.bias, fc2_weight=fc2.weight, fc2_bias=fc2.bias)
+
+
+def _one_modulation(c: Tensor, layers: list[nn.Sequential]) -> list[Tensor]:
+    linears = [layer[1] for layer in layers]
+    return list(stacked_linear(F.silu(c), [linear.weight for linear in linears], [linear.bias for linear in linears]))
 
 
 def _fused_adaln_linear(x: Tensor, linear: nn.Linear, *, shift: Tensor, scale: Tensor) -> Tensor:
@@ -101,6 +114,7 @@ FUSED = OpSet(
     attention=attention,
     adaln_linear=_fused_adaln_linear,
     mlp=_fused_mlp,
+    modulations=_one_modulation,
 )
 """Kernels, and functions around matmuls that keep less for the backward."""
 

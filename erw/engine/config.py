@@ -47,10 +47,18 @@ class EngineConfig:
     attention: Literal["auto", "math", "sdpa", "flash", "efficient", "cudnn", "fa2", "fa3", "fa4", "xformers"] = setting(
         "sdpa", "attention backend: sdpa: torch's choice; another by name (erw.kernels.attention); auto: the fastest, measured"
     )
+    compile: Literal["none", "blocks"] = setting(
+        "none", "torch.compile of each block, in place; the first steps take minutes, and need a C++ compiler on a CPU"
+    )
 
     def __post_init__(self):
         if self.accumulation < 1:
             raise UserError(f"--engine.accumulation must be at least 1, not {self.accumulation}")
+        if self.compile == "blocks" and self.recompute == "selective":
+            raise UserError(
+                "--engine.compile blocks hides from --engine.recompute selective what it could keep: choose recompute none or"
+                " full"
+            )
 
 
 def _find(name: str) -> Path:
@@ -84,12 +92,18 @@ def stage_of(ds_config: dict[str, Any]) -> int:
     return int(ds_config.get("zero_optimization", {}).get("stage", 0))
 
 
-def check_precision(config: EngineConfig) -> None:
-    """Raise where precision and stage do not go together."""
-    if config.precision in ("bf16", "fp16") and stage_of(read_ds_config(config.ds_config)) == 0:
+def check_stage(config: EngineConfig) -> None:
+    """Raise where precision or compilation do not go with the stage."""
+    stage = stage_of(read_ds_config(config.ds_config))
+    if config.precision in ("bf16", "fp16") and stage == 0:
         raise UserError(
             f"--engine.precision {config.precision} needs ZeRO-1 or higher (free on one rank), not {config.ds_config}: choose"
             " --engine.ds_config zero1, or --engine.precision autocast"
+        )
+    if config.compile == "blocks" and stage == 3:
+        raise UserError(
+            f"--engine.compile blocks does not work at ZeRO-3, which gathers weights between operations ({config.ds_config}):"
+            " choose --engine.ds_config zero2, or --engine.compile none"
         )
 
 

@@ -40,7 +40,10 @@ class Mlp(nn.Module):
 
 
 class SiTBlock(nn.Module):
-    """Attention and MLP, each behind adaLN and a gate; the residual stream keeps the dtype it came in."""
+    """Attention and MLP, each behind adaLN and a gate; the residual stream keeps the dtype it came in.
+
+    ``adaLN_modulation`` is called by the model, for all blocks at once where the operations allow.
+    """
 
     def __init__(self, width: int, num_heads: int, mlp_ratio: float, qk_norm: bool, ops: OpSet):
         super().__init__()
@@ -49,9 +52,9 @@ class SiTBlock(nn.Module):
         self.mlp = Mlp(width, int(width * mlp_ratio), ops)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
 
-    def forward(self, x: Tensor, c: Tensor, rope: Tensor | None) -> Tensor:
-        """x (B, T, D) residual stream, c (B, D) conditioning, rope (2, T, D / heads) or None."""
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.adaLN_modulation(c).chunk(6, dim=-1)
+    def forward(self, x: Tensor, modulation: Tensor, rope: Tensor | None) -> Tensor:
+        """x (B, T, D) residual stream, modulation (B, 6D) as ``adaLN_modulation`` gives it, rope (2, T, D / heads) or None."""
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = modulation.chunk(6, dim=-1)
         ops = self.ops
         attended = self.attn(ops.adaln_linear(x, self.attn.qkv, shift=shift_a, scale=scale_a), rope)
         x, modulated = ops.gated_residual_adaln(x, attended, gate=gate_a, shift=shift_m, scale=scale_m)

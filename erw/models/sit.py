@@ -90,7 +90,7 @@ class SiT(TableModule):
 
     def __init__(self, config: SiTConfig, ops: OpSet = REFERENCE):
         super().__init__()
-        self.config = config
+        self.config, self.ops = config, ops
         self.recompute: Literal["none", "selective", "full"] = "none"
         self.first_block = 1
         width = config.width
@@ -130,6 +130,11 @@ class SiT(TableModule):
         self.first_block, self.final_layer = first, None
         return self
 
+    def compile_blocks(self) -> None:
+        """torch.compile of each block that runs, in place, for fixed shapes: parameters keep their names and hooks."""
+        for block in self.blocks[self.first_block - 1 :]:
+            block.compile(dynamic=False)
+
     def forward(self, x: Tensor, t: Tensor, y: Tensor, taps: tuple[int, ...] = ()) -> SiTOutput:
         """x (B, C, S, S), t (B,) fp32, y (B,) int64 labels (num_classes: none)."""
         residual = torch.promote_types(x.dtype, torch.float32)
@@ -138,8 +143,11 @@ class SiT(TableModule):
         x = (self.x_embedder(x.to(self.x_embedder.proj.weight.dtype)) + self.pos_embed).to(residual)
         c = self.t_embedder(t) + self.y_embedder(y)
         tapped = {}
-        for number, block in enumerate(islice(self.blocks, self.first_block - 1, None), start=self.first_block):
-            x = checkpointed(block, self.recompute, x, c, self.rope) if self.training else block(x, c, self.rope)
+        blocks = list(islice(self.blocks, self.first_block - 1, None))
+        modulations = self.ops.modulations(c, [block.adaLN_modulation for block in blocks])
+        for number, (block, modulation) in enumerate(zip(blocks, modulations, strict=True), start=self.first_block):
+            given = (x, modulation, self.rope)
+            x = checkpointed(block, self.recompute, *given) if self.training else block(*given)
             if number in taps:
                 tapped[number] = x
         return SiTOutput(None if self.final_layer is None else self._unpatchify(self.final_layer(x, c)), tapped)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from erw.engine.config import BUILTIN, EngineConfig, check_precision, deepspeed_dict, micro_batch, read_ds_config
+from erw.engine.config import BUILTIN, EngineConfig, check_stage, deepspeed_dict, micro_batch, read_ds_config
 from erw.errors import UserError
 from erw.optim import OptimConfig
 
@@ -79,8 +79,8 @@ def test_either_our_optimizer_clips_or_deepspeed_does(config, optim, ours):
 
 def test_bf16_needs_zero_one():
     with pytest.raises(UserError, match="needs ZeRO-1 or higher"):
-        check_precision(EngineConfig(ds_config="zero0", precision="bf16"))
-    check_precision(EngineConfig(ds_config="zero0", precision="autocast"))
+        check_stage(EngineConfig(ds_config="zero0", precision="bf16"))
+    check_stage(EngineConfig(ds_config="zero0", precision="autocast"))
 
 
 def test_a_batch_that_does_not_divide_is_refused():

@@ -12,10 +12,10 @@ def test_bytes_of_a_block_by_policy(tmp_path, capsys):
     saved.main(["--size", "S", "--batch", str(BATCH), "--out", str(path)])
     rows = {(r["step"], r["recompute"], r["residual"]): r for r in json.loads(path.read_text())["rows"]}
     element = BATCH * TOKENS * WIDTH
-    # With full recompute a block keeps its input, the residual stream, and nothing else.
+    # With full recompute a block keeps its inputs: the residual stream, and six vectors of modulation.
     for step in ("erw reference", "erw fused"):
-        assert rows[step, "full", "float32"]["bytes_per_block"] == 4 * element
-        assert rows[step, "full", "bfloat16"]["bytes_per_block"] == 2 * element
+        for residual, size in (("float32", 4), ("bfloat16", 2)):
+            assert 0 <= rows[step, "full", residual]["bytes_per_block"] - size * element <= 2 * 8 * BATCH * WIDTH
     # Kernels keep each of these once, in bf16: two inputs of adaLN, qkv, attention, two branches, the MLP's input, its 4 D.
     expected = 2 * element * (2 + 3 + 1 + 2 + 1 + 4)
     assert abs(rows["erw fused", "none", "bfloat16"]["bytes_per_block"] / expected - 1) < 0.1
