@@ -59,9 +59,10 @@ class Source:
                 signature[name], constants[name] = "constexpr", value
             else:
                 signature[name] = "i32" if abs(value) < 2**31 else "i64"
-                divisible += [position] * (name not in general and value % 16 == 0)
-                wide &= value % 16 == 0 or not name.endswith("_stride") and name not in _LENGTHS
-                wide &= name not in _LENGTHS or value >= launch.num_warps * 32 * 8
+                if name not in general:
+                    divisible += [position] * (value % 16 == 0)
+                    wide &= value % 16 == 0 or not name.endswith("_stride") and name not in _LENGTHS
+                    wide &= name not in _LENGTHS or value >= launch.num_warps * 32 * 8
         return cls(launch, signature, constants, tuple(divisible), wide)
 
     @property

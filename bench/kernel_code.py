@@ -44,6 +44,7 @@ NARROW = {
     "cosine_alignment.forward stores": "writes three numbers a token",
     "velocity_mse.forward stores": "writes one number a program",
     "_contrast.forward stores": "writes numbers a token",
+    "_contrast.backward stores": "in fp32, 16 columns at a time are one number a thread: whole sectors, in many instructions",
 }
 """Kernels of whose loads, or stores, none needs to be 128 bits wide, and why."""
 
