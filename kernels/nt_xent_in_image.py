@@ -106,8 +106,8 @@ SPEC = Spec(
     traffic=_traffic,
     # One tile of tokens, a part of one, several; the interpreter takes minutes for more.
     cases=(
-        Case(batch=2, tokens=70, width=72, heads=1),
-        Case(batch=1, tokens=257, width=24, heads=1),
+        Case(batch=1, tokens=70, width=72, heads=1),
+        Case(batch=2, tokens=130, width=24, heads=1),
         Case(batch=3, tokens=1, width=96, heads=2),
         Case(batch=2, tokens=17, width=200, heads=1),
     ),
