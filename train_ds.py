@@ -21,10 +21,12 @@ from erw.latents import latent_space
 from erw.options import parse
 from erw.plan import Costs, plan_text
 from erw.profile import Profile
+from erw.repeatable import repeatable
 from erw.run import Run
 from erw.teachers.features import FeatureSource
 
 
+@repeatable
 def train(config: TrainConfig) -> None:
     """One run, from its first image or from a checkpoint to its last, on every rank."""
     config.check()

@@ -34,6 +34,7 @@ class RunConfig:
     log_every: int = setting(25_600, "images between lines of metrics.jsonl")
     tensorboard: bool = setting(True, "write curves for TensorBoard as well")
     wandb: str = setting("none", "none, or a Weights & Biases project to write curves to")
+    deterministic: bool = setting(False, "the same bits from the same start on the same machine, or an error; slower")
     profile: int = setting(0, "steps of each phase to profile, after three of warm-up (docs/profiling.md); 0: none")
     profiler: Literal["torch", "nsight"] = setting(
         "torch", "torch: a trace and a page of figures in the run's folder; nsight: NVTX ranges for nsys and ncu"
