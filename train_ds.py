@@ -20,10 +20,13 @@ from erw.evaluate.running import RunningEvaluation
 from erw.latents import latent_space
 from erw.options import parse
 from erw.plan import Costs, plan_text
+from erw.profile import Profile
+from erw.repeatable import repeatable
 from erw.run import Run
 from erw.teachers.features import FeatureSource
 
 
+@repeatable
 def train(config: TrainConfig) -> None:
     """One run, from its first image or from a checkpoint to its last, on every rank."""
     config.check()
@@ -43,7 +46,7 @@ def train(config: TrainConfig) -> None:
     with run.accounts.apart("teacher"):
         features.prepare()
     costs = Costs(config, features)
-    evaluation = RunningEvaluation(config, ranks)
+    evaluation, profile = RunningEvaluation(config, ranks), Profile(run)
 
     method, batch_size, seed = config.method, config.train.batch, config.train.seed
     phase = run.phase
@@ -54,29 +57,41 @@ def train(config: TrainConfig) -> None:
         workers=config.data.workers, pin=ranks.device.type == "cuda", wanted=features.wanted,
     )  # fmt: skip
 
+    part = profile.part  # a range around each part of a step, where the step is profiled
     run.accounts.restart_clock()
     while not run.complete:
         upcoming = method.phase(run.images)
+        profile.step(upcoming)
         if upcoming.name != phase.name:
             engine = hand_over(config, run, engine, upcoming)
         phase = engine.step_module.phase = upcoming
 
         losses = []
         for _ in range(config.engine.accumulation):
-            batch = next(batches).to(ranks.device)
-            latents = space.draw(batch.latents, seed, batch.index)
-            inputs = config.objective.draw(phase, seed, latents, batch.labels, batch.index, config.model.num_classes)
-            target = features(batch) if phase.aligns else None
-            losses.append(engine(inputs.x, inputs.t, inputs.y, inputs.target, target))
-            engine.backward(losses[-1]["loss"])
-            engine.step(run.lr_at(run.images))
+            with part("data wait"):
+                batch = next(batches)
+            with part("copy"):
+                batch = batch.to(ranks.device)
+            with part("draw"):
+                latents = space.draw(batch.latents, seed, batch.index)
+                inputs = config.objective.draw(phase, seed, latents, batch.labels, batch.index, config.model.num_classes)
+            with part("teacher"):
+                target = features(batch) if phase.aligns else None
+            with part("forward"):
+                losses.append(engine(inputs.x, inputs.t, inputs.y, inputs.target, target))
+            with part("backward"):
+                engine.backward(losses[-1]["loss"])
+            with part("optimizer"):
+                engine.step(run.lr_at(run.images))
 
-        run.advance(phase, batch_size, batch_size * costs.per_image(phase), losses, engine)
+        with part("report"):
+            run.advance(phase, batch_size, batch_size * costs.per_image(phase), losses, engine)
         if phase.denoise and (run.complete or run.due(config.eval.every)):
             evaluation.evaluate(run, engine)
         if run.complete or run.due(config.train.save_every):
             run.save(engine)
 
+    profile.close()
     run.finish()
     engine.release()
 

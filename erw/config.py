@@ -1,7 +1,7 @@
 """The settings of a run: one frozen tree, each section defined beside what it configures."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from erw.align import METHODS, Method
 from erw.data import DataConfig
@@ -34,13 +34,19 @@ class RunConfig:
     log_every: int = setting(25_600, "images between lines of metrics.jsonl")
     tensorboard: bool = setting(True, "write curves for TensorBoard as well")
     wandb: str = setting("none", "none, or a Weights & Biases project to write curves to")
+    deterministic: bool = setting(False, "the same bits from the same start on the same machine, or an error; slower")
+    profile: int = setting(0, "steps of each phase to profile, after three of warm-up (docs/profiling.md); 0: none")
+    profiler: Literal["torch", "nsight"] = setting(
+        "torch", "torch: a trace and a page of figures in the run's folder; nsight: NVTX ranges for nsys and ncu"
+    )
 
     def __post_init__(self):
         for name in ("images", "batch", "keep", "log_every"):
             if getattr(self, name) < 1:
                 raise UserError(f"--train.{name} must be at least 1, not {getattr(self, name)}")
-        if self.seed < 0:
-            raise UserError(f"--train.seed must not be negative, not {self.seed}")
+        for name in ("seed", "profile"):
+            if getattr(self, name) < 0:
+                raise UserError(f"--train.{name} must not be negative, not {getattr(self, name)}")
         if self.init_convention != "none" and self.init_from == "none":
             raise UserError(f"--train.init_convention {self.init_convention} needs a .pt file: name it with --train.init_from")
 

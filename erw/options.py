@@ -15,6 +15,7 @@ ALIASES = {
     "--seed": "--train.seed",
     "--images": "--train.images",
     "--batch": "--train.batch",
+    "--profile": "--train.profile",
 }
 
 

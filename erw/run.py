@@ -125,7 +125,8 @@ class Run:
             entry = self.accounts.phases[phase.name]
             values: dict[str, Any] = dict(self.ranks.mean(losses))
             values |= {"grad_norm": engine.grad_norm(), "coefficient": phase.coefficient, "phase": phase.name}
-            values |= {"loss_scale": engine.loss_scale()}
+            steps = (self.images - self.phase_start) // self.config.train.batch
+            values |= {"loss_scale": engine.loss_scale(), "skipped": engine.skipped(steps)}
             values |= {"lr": self.lr_at(self._before)}
             values |= {"images_per_second": entry["images"] / max(entry["seconds"], 1e-9)}
             values |= {"seconds": self.accounts.total("seconds"), "flops": self.accounts.total("flops")}

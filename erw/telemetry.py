@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from tqdm import tqdm
 
@@ -60,12 +61,36 @@ class Accounts:
         return {"phases": self.phases, "other": self.other}
 
 
+class Arriving:
+    """Numbers, some of them 0-d tensors, on their way to the host: one copy that nobody waits for until `read`."""
+
+    def __init__(self, values: dict[str, Any]):
+        self._values, self._event = dict(values), None
+        self._names = [name for name, value in values.items() if isinstance(value, Tensor)]
+        if self._names:
+            # fp64 holds every fp32 exactly. A copy that does not block goes to pinned memory.
+            device = next((t.device for t in map(values.get, self._names) if t.is_cuda), torch.device("cpu"))
+            tensors = [values[name].detach().to(device, torch.float64, non_blocking=True) for name in self._names]
+            self._numbers = torch.stack(tensors).to("cpu", non_blocking=True)
+            if device.type == "cuda":
+                self._event = torch.cuda.Event()
+                self._event.record()
+
+    def read(self) -> dict[str, Any]:
+        """The values as Python's, in their order. Waits for what was computed before the copy, not for what came after."""
+        if self._event is not None:
+            self._event.synchronize()
+        if self._names:
+            self._values |= dict(zip(self._names, self._numbers.tolist(), strict=True))
+        return self._values
+
+
 class Telemetry:
     """Reports of one run, from the first rank only. Device values are read one report late, so the loop never waits."""
 
     def __init__(self, folder: Path, total_images: int, start: int, speaks: bool, boards: list[Board]):
         self.speaks = speaks
-        self._pending: list[tuple[int, dict[str, Any]]] = []
+        self._pending: list[tuple[int, Arriving]] = []
         if not speaks:
             return
         self._file = (folder / "metrics.jsonl").open("a", encoding="utf-8")
@@ -87,12 +112,12 @@ class Telemetry:
         """Queue ``values`` (numbers or 0-d tensors) for image ``images`` and write what was queued before."""
         if self.speaks:
             self.flush()
-            self._pending.append((images, values))
+            self._pending.append((images, Arriving(values)))
 
     def flush(self) -> None:
         """Write everything queued."""
         for images, values in self._pending:
-            row = {k: float(v) if isinstance(v, Tensor) else v for k, v in values.items()}
+            row = values.read()
             self._file.write(json.dumps({"images": images, **row}) + "\n")
             self._file.flush()
             if self._bar is not None:

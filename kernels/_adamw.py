@@ -91,7 +91,8 @@ def run_plain(params, grads, exp_avgs, exp_avg_sqs, emas, copies, steps, rates: 
         grads = torch._foreach_mul(grads, grad_scale)
     if keep is not None:
         grads = [torch.where(keep > 0, grad, 0.0) for grad in grads]
-    torch._foreach_add_(steps, 1.0 if keep is None else keep)
+    # A list of tensors, where torch would read one tensor back on a CPU.
+    torch._foreach_add_(steps, 1.0 if keep is None else [keep] * len(steps))
     _apply(_shared(steps[0], rates, keep), params, grads, exp_avgs, exp_avg_sqs, emas)
     for param, copy in zip(params, copies, strict=True) if copies else ():
         copy.copy_(param if keep is None else torch.where(keep > 0, param, copy))

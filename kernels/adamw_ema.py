@@ -105,7 +105,7 @@ def _run_kernels(params, grads, exp_avgs, exp_avg_sqs, emas, copies, steps, rate
     log1, log2 = (math.log2(beta) if beta else -math.inf for beta in (beta1, beta2))
     constants = [float(c) for c in (beta1, 1 - beta1, beta2, 1 - beta2, eps, 1 - ema_decay)]
     if len(steps) > 1:
-        torch._foreach_add_(steps[1:], 1.0 if keep is None else keep)
+        torch._foreach_add_(steps[1:], 1.0 if keep is None else [keep] * (len(steps) - 1))
     with device_of(shared):
         launch(
             _prepare_kernel, (1,), steps[0], grad_scale, keep, lr_ptr, shared, lr, log1, log2, float(weight_decay),

@@ -29,6 +29,7 @@ class Engine:
         import deepspeed
 
         from erw.engine.shards import shards_of
+        from erw.engine.waits import order_streams
 
         ds_dict = deepspeed_dict(config, batch, ranks.count, optim, top_stage)
         self.stage: int = ds_dict["zero_optimization"]["stage"]
@@ -48,6 +49,8 @@ class Engine:
         self._deepspeed, wrapped, _, _ = deepspeed.initialize(
             model=step, optimizer=self.optimizer, config=ds_dict, dist_init_required=False
         )
+        if self.clips and self.stage:
+            order_streams(wrapped)
         self.shards = shards_of(self.stage, wrapped, self.optimizer)
         # DeepSpeed makes its fp32 masters from weights already rounded to bf16; give it the true ones.
         for name, parameter in self.parameters().items():
@@ -93,9 +96,17 @@ class Engine:
         scaler = self._deepspeed.optimizer.loss_scaler
         return {name: getattr(scaler, name) for name in _SCALER_STATE}
 
+    def _steps(self) -> Tensor:
+        return self.optimizer.state[self.shards.owned()[0]]["step"]
+
     def steps(self) -> int:
-        """Optimizer steps taken in this phase."""
-        return int(self.optimizer.state[self.shards.owned()[0]]["step"].item())
+        """Optimizer steps taken in this phase. The host waits for the device."""
+        return int(self._steps().item())
+
+    def skipped(self, begun: int) -> Tensor:
+        """How many of the ``begun`` steps of this phase were not taken, their gradients not being finite: 0-d fp32, on the
+        optimizer's device; the host does not wait."""
+        return begun - self._steps()
 
     def read(self, key: str, keep: bool = True) -> dict[str, Tensor]:
         """Full fp32 tensors on the CPU by public name; a collective. ``key``: weights, exp_avg, exp_avg_sq or ema.

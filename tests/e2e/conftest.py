@@ -10,12 +10,12 @@ from erw.settings import to_dict
 
 @pytest.fixture(scope="session")
 def run_jobs(run_erw, tmp_path_factory):
-    """Train a list of settings on ``ranks`` ranks in one process group."""
+    """Train a list of settings on ``ranks`` ranks in one process group, plainly or by another program that takes them."""
 
-    def run(jobs: list, ranks: int = 2) -> None:
+    def run(jobs: list, ranks: int = 2, program: str = "tests/support/ranks.py") -> None:
         file = tmp_path_factory.mktemp("jobs") / "jobs.json"
         file.write_text(json.dumps([to_dict(job) for job in jobs]))
-        done = run_erw(str(file), ranks=ranks, program="tests/support/ranks.py", timeout=580)
+        done = run_erw(str(file), ranks=ranks, program=program, timeout=580)
         assert done.returncode == 0, done.stderr[-4000:]
 
     return run
