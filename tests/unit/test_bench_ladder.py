@@ -92,7 +92,7 @@ def still_inputs() -> tuple[torch.Tensor, ...]:
     return torch.cat([moments.chunk(2, dim=1)[0]] + [torch.zeros_like(moments.chunk(2, dim=1)[0])], dim=1), labels, features
 
 
-def reference(precision: str) -> ReferenceStep:
+def reference(precision: str, compile: bool = False) -> ReferenceStep:
     """The reference step on the draws of ours."""
     training = Training(Setup(code="ours", precision="fp32"), SCENE, CPU)
 
@@ -105,7 +105,7 @@ def reference(precision: str) -> ReferenceStep:
 
     model = ReferenceSiT(SCENE.config, encoder_depth=SCENE.encoder_depth, feature_width=12, label_dropout=0.0)
     draw_weights(model)
-    return ReferenceStep(model, device=CPU, precision=precision, losses=losses)
+    return ReferenceStep(model, device=CPU, precision=precision, losses=losses, compile=compile)
 
 
 def cpu_rows(compile: bool) -> list[Row]:
@@ -123,7 +123,8 @@ def shared_losses(rows: list[Row]) -> None:
         tolerance = 1e-2 if row.setup.residual == "bfloat16" else 1e-5
         found = losses_of(_build.build(row.setup, SCENE, CPU, None))
         for one, other in zip(found, expected, strict=True):
-            assert one == pytest.approx(other, rel=tolerance, abs=tolerance / 10), row.name
+            # A cosine's rounding is that of 1, however small it is.
+            assert one == pytest.approx(other, rel=tolerance, abs=tolerance), row.name
 
 
 def test_every_row_trains_the_same_from_the_same_weights():
@@ -133,9 +134,8 @@ def test_every_row_trains_the_same_from_the_same_weights():
 @pytest.mark.slow
 def test_every_compiled_row_trains_the_same_from_the_same_weights():
     shared_losses(cpu_rows(compile=True))
-    (compiled,) = [row for row in references(False, compile=True, published=False) if row.setup.compile]
-    step = _build.build(compiled.setup, SCENE, CPU, None)
-    assert all(0 < loss < 10 for loss, _ in losses_of(step))
+    for one, other in zip(losses_of(reference("fp32", compile=True)), losses_of(reference("fp32")), strict=True):
+        assert one == pytest.approx(other, rel=1e-5, abs=1e-5)
 
 
 def test_bf16_rows_stay_near_the_bf16_reference():
@@ -209,7 +209,7 @@ def test_kinds_of_work_by_name(name, kind):
 
 
 def test_a_profile_sees_where_a_cpu_s_time_goes():
-    a = torch.randn(400, 400)
+    a = torch.randn(1000, 1000)
     found = breakdown(lambda: (a @ a).mul_(2), CPU, 1.0)
     assert found["share"]["gemm"] > 0.5 and found["launches"] is None and found["share"]["idle"] is None
 
