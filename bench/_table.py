@@ -21,7 +21,9 @@ def lines_of(content: dict) -> list[str]:
     for scene in content["scenes"]:
         lines += ["", title(scene), *(floor_line(floor) for floor in scene["floors"])]
         head, rows = cells(scene)
-        widths = [max(len(row[place]) for row in (head, *rows) if len(row) == len(head)) for place in range(len(head))]
+        widths = [
+            max(len(row[place]) for row in (head, *rows) if place == 0 or len(row) == len(head)) for place in range(len(head))
+        ]
         padded = ([f"{cell:<{width}}" for cell, width in zip(row, widths, strict=False)] for row in (head, *rows))
         lines += ["  ".join(row).rstrip() for row in padded]
         lines += notes(scene)
