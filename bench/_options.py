@@ -18,11 +18,11 @@ def parser_of(module: str, doc: str, *, minutes: float) -> argparse.ArgumentPars
     return parser
 
 
-def device_for(module: str, dry_run: bool) -> torch.device:
-    """The CUDA device; in a dry run what is here. Raises `UserError` where there is none."""
-    if torch.cuda.is_available():
+def device_for(module: str, dry_run: bool, asked: str | None = None) -> torch.device:
+    """The CUDA device, or the CPU where that is ``asked`` for; in a dry run what is here. Raises `UserError` without one."""
+    if asked != "cpu" and torch.cuda.is_available():
         return torch.device("cuda", torch.cuda.current_device())
-    if not dry_run:
+    if asked != "cpu" and not dry_run:
         raise UserError(f"erw.bench.{module} needs a CUDA device; --dry-run tries the command on what is here")
     return torch.device("cpu")
 

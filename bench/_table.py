@@ -1,7 +1,8 @@
-"""The short table that a benchmark ends with."""
+"""The ladder's table, as the text that the command ends with and as Markdown."""
 
-_COLUMNS = "{:<6} {:>5}  {:<24} {:>26} {:>9} {:>6} {:>8} {:>6} {:>8}"
-HEADER = _COLUMNS.format("model", "batch", "contestant", "images/s (p20 - p80)", "ms/step", "GiB", "TFLOP/s", "MFU", "speedup")
+_KINDS = {"gemm": "GEMM", "attention": "attention", "memory": "memory", "idle": "idle"}
+_DTYPES = {"float32": "fp32", "bfloat16": "bf16"}
+APART = "* did not fit beside the anchor and was measured by itself"
 
 
 def lines_of(content: dict) -> list[str]:
@@ -17,24 +18,91 @@ def lines_of(content: dict) -> list[str]:
         )
     if content["bf16_peak_tflops"] is None:
         lines.append("MFU is left out: the dense bf16 peak of this device is not in the table")
-    lines.append(HEADER)
-    rows = [(pairing, row) for pairing in content["pairings"] for row in pairing["rows"]]
-    lines += [_line(pairing, row) for pairing, row in rows]
-    if any(row["status"] == "measured" and not row["interleaved"] for _, row in rows):
-        lines.append("* the two did not fit side by side and were measured one after the other")
+    for scene in content["scenes"]:
+        lines += ["", title(scene), *(floor_line(floor) for floor in scene["floors"])]
+        head, rows = cells(scene)
+        widths = [
+            max(len(row[place]) for row in (head, *rows) if place == 0 or len(row) == len(head)) for place in range(len(head))
+        ]
+        padded = ([f"{cell:<{width}}" for cell, width in zip(row, widths, strict=False)] for row in (head, *rows))
+        lines += ["  ".join(row).rstrip() for row in padded]
+        lines += notes(scene)
     return lines
 
 
-def _line(pairing: dict, row: dict) -> str:
-    start = (pairing["model"], pairing["batch"], row["contestant"])
+def markdown(scene: dict) -> str:
+    """One scene as a table; statuses stand in the second column."""
+    head, rows = cells(scene)
+    lines = [head, ["---"] * len(head), *([*row, *[""] * (len(head) - len(row))] for row in rows)]
+    text = ["| " + " | ".join(line) + " |" for line in lines]
+    below = [*(floor_line(floor) for floor in scene["floors"]), *notes(scene)]
+    return "\n".join([*text, "", *below]).rstrip()
+
+
+def title(scene: dict) -> str:
+    """Model, tokens and batch."""
+    return f"{scene['model']}, {scene['tokens']} tokens, batch {scene['batch']}; each row in turn with {scene['anchor']}"
+
+
+def floor_line(floor: dict) -> str:
+    """The floor and its parts in milliseconds, with the attention backend that is fastest of those used."""
+    attention, total = min(floor["attention_seconds"].items(), key=lambda part: part[1]), min(floor["seconds"].values())
+    return (
+        f"floor, {floor['phase']} phase: {total * 1e3:.4g} ms = GEMMs {floor['gemm_seconds'] * 1e3:.4g} + attention"
+        f" ({attention[0]}) {attention[1] * 1e3:.4g} + optimizer's bytes {floor['optimizer']['seconds'] * 1e3:.4g}"
+    )
+
+
+def memory_lines(scene: dict) -> list[str]:
+    """Of each row for which it was looked for: the largest batch that fits, and what an image costs."""
+    found = []
+    for row in scene["rows"]:
+        if "largest" in row:
+            asked = row["largest"]
+            slope = "-" if asked["bytes_per_image"] is None else f"{asked['bytes_per_image'] / 2**20:.1f}"
+            more = "" if asked["finished"] else " or more, the search was cut short"
+            found.append(f"{row['name']}: {slope} MiB an image, largest batch {_or_dash(asked['batch'], 'd')}{more}")
+    return found
+
+
+def notes(scene: dict) -> list[str]:
+    """What a reader of the table must know."""
+    rows = [row for row in scene["rows"] if row["status"] == "measured"]
+    found = memory_lines(scene) + [APART] * any(not row["interleaved"] for row in rows)
+    if scene["reference_agrees"] is False:
+        found.append("reference and published code differ by more than 5%: ratios are to the published code alone")
+    return found
+
+
+def cells(scene: dict) -> tuple[list[str], list[list[str]]]:
+    """(head, rows) of text; a row without a measurement has its name and its status only."""
+    measured = [row for row in scene["rows"] if row["status"] == "measured"]
+    theirs = list(dict.fromkeys(name for row in measured for name in row["faster_than"]))
+    head = ["row", "images/s (p20 - p80)", "ms", *(f"x {name}" for name in theirs), "x floor's time", "TFLOP/s", "MFU", "GiB"]
+    head += ["launches", *_KINDS.values(), "residual", "attention by"]
+    return head, [_cells(row, theirs) for row in scene["rows"]]
+
+
+def _cells(row: dict, theirs: list[str]) -> list[str]:
     if row["status"] != "measured":
-        return "{:<6} {:>5}  {:<24} {}".format(*start, row["status"])
-    speed = row["images_per_s"]
-    memory = "-" if row["peak_memory_gib"] is None else f"{row['peak_memory_gib']:.1f}"
-    mfu = "-" if row["mfu"] is None else f"{row['mfu']:.1%}"
-    faster = ""
-    if row["contestant"].startswith("ours") and pairing["speedup"]:
-        faster = f"{pairing['speedup']['value']:.2f}x" + ("" if row["interleaved"] else "*")
-    spread = f"{speed['median']:.1f} ({speed['p20']:.1f} - {speed['p80']:.1f})"
-    milliseconds, tflops = f"{row['ms_per_step']['median']:.2f}", f"{row['tflops']:.3g}"
-    return _COLUMNS.format(*start, spread, milliseconds, memory, tflops, mfu, faster).rstrip()
+        return [row["name"], row["status"]]
+    speed, profile, setup = row["images_per_s"], row["profile"], row["setup"]
+    share = profile["share"] or {}
+    return [
+        row["name"] + "*" * (not row["interleaved"]),
+        f"{speed['median']:.4g} ({speed['p20']:.4g} - {speed['p80']:.4g})",
+        f"{row['ms_per_step']['median']:.4g}",
+        *(_or_dash(row["faster_than"].get(name), ".2f") for name in theirs),
+        _or_dash(row["times_floor"], ".2f"),
+        f"{row['tflops']:.3g}",
+        _or_dash(row["mfu"], ".1%"),
+        _or_dash(row["peak_memory_gib"], ".1f"),
+        _or_dash(profile["launches"], "d"),
+        *(_or_dash(share.get(kind), ".0%") for kind in _KINDS),
+        _DTYPES[setup["residual"]],
+        setup["attention"],
+    ]
+
+
+def _or_dash(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)

@@ -6,7 +6,6 @@ records into that file.
 """
 
 import argparse
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -14,18 +13,15 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.autograd import DeviceType
-from torch.profiler import ProfilerActivity, profile
 
 from erw.bench._attention_table import lines_of, written
 from erw.bench._env import fingerprint
 from erw.bench._options import device_for, parser_of
+from erw.bench._profile import on_device, profiled
 from erw.bench._record import Record
 from erw.bench._timing import Deadline, Timing, interleave
 from erw.errors import UserError, exits_cleanly
 from erw.kernels.attention import BACKENDS, Problem, attention_backend, attention_reference, unusable
-
-os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # the profiler would announce each start and stop
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 # Seconds that a problem must have left to be begun: nine backends tried, compared and timed.
@@ -68,15 +64,8 @@ def errors(names: list[str], problem: Problem) -> dict[str, dict[str, float]]:
 
 def longest_kernel(run: Callable[[], object], device: torch.device) -> str | None:
     """The CUDA kernel that took longest in ``run`` (on a CPU: torch's operator); None where the profiler saw none."""
-    on_cuda = device.type == "cuda"
-    with profile(activities=[ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * on_cuda) as seen:
-        run()
-        if on_cuda:
-            torch.cuda.synchronize(device)
-    wanted = DeviceType.CUDA if on_cuda else DeviceType.CPU
-    events = [event for event in seen.key_averages() if event.device_type == wanted]
-    time = "self_device_time_total" if on_cuda else "self_cpu_time_total"
-    return max(events, key=lambda event: getattr(event, time)).key if events else None
+    found = on_device(profiled(run, device), device)
+    return max(found, key=lambda part: part[1])[0] if found else None
 
 
 def measure(problem: Problem, rounds: int, deadline: Deadline) -> list[dict]:

@@ -4,7 +4,7 @@ Runs the commands below in this order, each in a process of its own (a kernel th
 with a share of the time, and prints each one's table. Each writes a record of its own as it goes, so a run that is killed
 leaves what it measured. ``--parts`` names some of them.
 
-    step        training steps, the published one's first, ours in turn with it
+    step        a ladder of training steps from the published one to ours, and the floor of their matmuls
     contract    every kernel against its contract on this device
     sanitizer   compute-sanitizer's memcheck and racecheck over every kernel
     kernels     time and GB/s of every kernel beside plain PyTorch and torch.compile
