@@ -73,9 +73,8 @@ def main(arguments: list[str] | None = None) -> None:
     if options.cases:
         return run_cases(names, device.type)
     given = ["--operations", ",".join(names)] + ["--dry-run"] * options.dry_run
-    environment = fingerprint(device, options.commit)
+    rows, tool, environment = [], program(), fingerprint(device, options.commit)
     record = Record(Path(options.out), "dry-run" if options.dry_run else "sanitizer", environment)
-    rows, tool = [], program()
     for name in TOOLS:
         rows.append(found_by(name, tool, given, options.minutes * 60 / len(TOOLS)))
         record.write({"what": "sanitizer", "dry_run": options.dry_run, "environment": environment, "rows": rows})

@@ -95,6 +95,7 @@ def test_sanitizer_that_is_missing_is_named(tmp_path, monkeypatch, capsys):
         sanitizer.main(["--dry-run", "--out", str(tmp_path)])
     assert exit_.value.code == 2
     assert "compute-sanitizer is not on the path" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_names_are_checked():
