@@ -1,9 +1,9 @@
 """The tables of `erw.bench.attention`: the short one it ends with, and the one in the documentation."""
 
-import json
 from itertools import groupby
 from pathlib import Path
 
+from erw.bench._record import records_in
 from erw.bench._section import with_section
 from erw.errors import UserError
 
@@ -45,15 +45,9 @@ def _errors(row: dict) -> tuple[str, str]:
 
 def newest(folder: Path, device_type: str) -> dict | None:
     """The last attention record of a device of that type; a GPU's dry run is none, a CPU is never timed for the table."""
-    found = []
-    for file in folder.glob("*attention*.json"):
-        try:
-            record = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError:
-            raise UserError(f"{file} is not JSON: remove it, or write it again with python -m erw.bench.attention") from None
-        if record.get("what") == "attention" and record["device_type"] == device_type:
-            found += [record] * (device_type == "cpu" or not record["dry_run"])
-    return max(found, key=lambda record: record["environment"]["date"], default=None)
+    records = records_in(folder, "*attention*.json", "attention", "python -m erw.bench.attention")
+    found = [record for _, record in records if record["device_type"] == device_type]
+    return next((record for record in reversed(found) if device_type == "cpu" or not record["dry_run"]), None)
 
 
 def table(folder: Path, matrix: list[Place]) -> str:

@@ -36,3 +36,14 @@ def named(option: str, text: str, known: dict | list | tuple) -> list[str]:
         if name not in known:
             raise UserError(f"{option}: '{name}' is not known; {nearest(name, known)}")
     return names or list(known)
+
+
+def numbers(option: str, text: str) -> list[int]:
+    """Whole numbers from 1 up in ``text``, with commas between. Raises `UserError` for anything else."""
+    try:
+        found = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise UserError(f"{option} takes whole numbers with commas between, not '{text}'") from None
+    if min(found) < 1:
+        raise UserError(f"{option} must be at least 1, not {min(found)}")
+    return found

@@ -33,6 +33,22 @@ class Record:
         os.replace(scratch, self.path)
 
 
+def records_in(folder: Path, pattern: str, what: str, command: str) -> list[tuple[Path, dict]]:
+    """(file, content) of the records of kind ``what`` among the files like ``pattern``, by date.
+
+    Raises `UserError` for a file that is not JSON; ``command`` is what would write it again.
+    """
+    found = []
+    for path in folder.glob(pattern):
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:
+            raise UserError(f"{path} is not JSON: remove it, or write it again with {command}") from None
+        if content.get("what") == what:
+            found.append((path, content))
+    return sorted(found, key=lambda entry: entry[1]["environment"]["date"])
+
+
 def _reserve(folder: Path, stem: str) -> Path:
     """Create the first free name. Raises `UserError` where the folder cannot be written."""
     for number in range(1, 1000):

@@ -16,11 +16,11 @@ from torch import Tensor
 
 from erw.bench._attention_table import lines_of, written
 from erw.bench._env import fingerprint
-from erw.bench._options import device_for, parser_of
+from erw.bench._options import device_for, numbers, parser_of
 from erw.bench._profile import on_device, profiled
 from erw.bench._record import Record
 from erw.bench._timing import Deadline, Timing, interleave
-from erw.errors import UserError, exits_cleanly
+from erw.errors import exits_cleanly
 from erw.kernels.attention import BACKENDS, Problem, attention_backend, attention_reference, unusable
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -146,18 +146,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _matrix(options: argparse.Namespace) -> list[tuple[str, int, int]]:
     """(backend, head width, tokens) of every row; all backends of a problem lie together."""
-    return [(name, w, t) for w in _numbers("head-dims", options.head_dims) for t in _numbers("tokens", options.tokens)
+    return [(name, w, t) for w in numbers("--head-dims", options.head_dims) for t in numbers("--tokens", options.tokens)
             for name in BACKENDS]  # fmt: skip
-
-
-def _numbers(option: str, text: str) -> list[int]:
-    try:
-        found = [int(part) for part in text.split(",")]
-    except ValueError:
-        raise UserError(f"--{option} takes whole numbers with commas between, not '{text}'") from None
-    if min(found) < 1:
-        raise UserError(f"--{option} must be at least 1, not {min(found)}")
-    return found
 
 
 def _parser() -> argparse.ArgumentParser:

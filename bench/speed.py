@@ -5,12 +5,11 @@ Measures nothing. Puts the newest record of `erw.bench.step` of a GPU and of a C
 """
 
 import argparse
-import json
 import os
 from collections import defaultdict
 from pathlib import Path
 
-from erw.bench._record import RESULTS
+from erw.bench._record import RESULTS, records_in
 from erw.bench._section import with_section
 from erw.bench._table import markdown, title
 from erw.errors import UserError, exits_cleanly
@@ -22,15 +21,8 @@ _HISTORY = "speed-over-commits.png"
 
 def records(folder: Path) -> list[tuple[Path, dict]]:
     """Ladder records in ``folder`` by date, dry runs left out. Raises `UserError` for a file that is no JSON."""
-    found = []
-    for path in folder.glob("*_step_*.json"):
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError:
-            raise UserError(f"{path} is not JSON: remove it, or write it again with python -m erw.bench.step") from None
-        if content.get("what") == WHAT and not content["dry_run"]:
-            found.append((path, content))
-    return sorted(found, key=lambda entry: entry[1]["environment"]["date"])
+    found = records_in(folder, "*_step_*.json", WHAT, "python -m erw.bench.step")
+    return [(path, content) for path, content in found if not content["dry_run"]]
 
 
 def section(kind: str, found: list[tuple[Path, dict]], beside: Path) -> str:

@@ -16,7 +16,7 @@ from erw.bench._env import fingerprint
 from erw.bench._ladder import Plan
 from erw.bench._largest import largest
 from erw.bench._measure import Settings
-from erw.bench._options import device_for, parser_of
+from erw.bench._options import device_for, numbers, parser_of
 from erw.bench._peaks import bf16_peak, measured_peaks
 from erw.bench._record import Record
 from erw.bench._run import Run, jobs
@@ -113,22 +113,12 @@ def _plan(options: argparse.Namespace, device: torch.device) -> Plan:
 def _scenes(options: argparse.Namespace) -> list[Scene]:
     """What to measure on, the most telling first. Raises `UserError` for a model that is not known or a number that is none."""
     models = ["tiny"] if options.dry_run else options.models.split(",")
-    batches = [4, 2] if options.dry_run else _numbers("--batches", options.batches)
-    tokens = _numbers("--tokens", options.tokens) if options.tokens else [None]
+    batches = [4, 2] if options.dry_run else numbers("--batches", options.batches)
+    tokens = numbers("--tokens", options.tokens) if options.tokens else [None]
     scenes = [Scene(model, batch, count) for count in tokens for batch in batches for model in models]
     for scene in scenes:
         scene.config  # noqa: B018  (raises for what is not known)
     return scenes
-
-
-def _numbers(option: str, text: str) -> list[int]:
-    try:
-        found = [int(part) for part in text.split(",")]
-    except ValueError:
-        raise UserError(f"{option} takes whole numbers with commas between, not '{text}'") from None
-    if min(found) < 1:
-        raise UserError(f"{option} must be at least 1, not {min(found)}")
-    return found
 
 
 def _as_recorded(options: argparse.Namespace) -> dict:
