@@ -20,7 +20,7 @@ from erw.evaluate.running import RunningEvaluation
 from erw.latents import latent_space
 from erw.options import parse
 from erw.plan import Costs, plan_text
-from erw.profile import Profile
+from erw.profile.recorder import Profile
 from erw.repeatable import repeatable
 from erw.run import Run
 from erw.teachers.features import FeatureSource

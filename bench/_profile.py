@@ -8,22 +8,11 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
+from erw.profile.kinds import KINDS, kind_of
+
 os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # the profiler would announce each start and stop
 
-KINDS = ("gemm", "attention", "memory")
-# Attention's kernels come first: their names have cutlass in them too.
-_ATTENTION = re.compile(r"attention|attn|flash|fmha|sdpa|scaled_dot", re.IGNORECASE)
-_GEMM = re.compile(
-    r"gemm|cutlass|cublas|nvjet|xmma|splitk|triton_tem|convolution|mkldnn|aten::(mm|addmm|bmm|baddbmm|linear)\b", re.IGNORECASE
-)
 _LAUNCH = re.compile(r"(cuda|cu)(Graph)?Launch")
-
-
-def kind_of(name: str) -> str:
-    """gemm, attention or memory (everything that is neither), by the name of a CUDA kernel or of a torch operator."""
-    if _ATTENTION.search(name):
-        return "attention"
-    return "gemm" if _GEMM.search(name) else "memory"
 
 
 def profiled(run: Callable[[], object], device: torch.device) -> list:

@@ -1,6 +1,6 @@
 """The ladder's table, as the text that the command ends with and as Markdown."""
 
-_KINDS = {"gemm": "GEMM", "attention": "attention", "memory": "memory", "idle": "idle"}
+_SHARES = ("GEMM", "attention", "memory-bound", "idle")
 _DTYPES = {"float32": "fp32", "bfloat16": "bf16"}
 APART = "* did not fit beside the anchor and was measured by itself"
 
@@ -79,7 +79,7 @@ def cells(scene: dict) -> tuple[list[str], list[list[str]]]:
     measured = [row for row in scene["rows"] if row["status"] == "measured"]
     theirs = list(dict.fromkeys(name for row in measured for name in row["faster_than"]))
     head = ["row", "images/s (p20 - p80)", "ms", *(f"x {name}" for name in theirs), "x floor's time", "TFLOP/s", "MFU", "GiB"]
-    head += ["launches", *_KINDS.values(), "residual", "attention by"]
+    head += ["launches", *_SHARES, "residual", "attention by"]
     return head, [_cells(row, theirs) for row in scene["rows"]]
 
 
@@ -98,7 +98,7 @@ def _cells(row: dict, theirs: list[str]) -> list[str]:
         _or_dash(row["mfu"], ".1%"),
         _or_dash(row["peak_memory_gib"], ".1f"),
         _or_dash(profile["launches"], "d"),
-        *(_or_dash(share.get(kind), ".0%") for kind in _KINDS),
+        *(_or_dash(share.get(kind), ".0%") for kind in _SHARES),
         _DTYPES[setup["residual"]],
         setup["attention"],
     ]

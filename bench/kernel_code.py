@@ -13,6 +13,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -20,6 +21,7 @@ import torch
 import triton
 
 from erw.bench._code_table import caption, markdown, section_name
+from erw.bench._options import named, numbers
 from erw.bench._section import with_section
 from erw.bench._sources import Source, sources
 from erw.errors import UserError, exits_cleanly
@@ -137,12 +139,12 @@ def _inspected(number: int) -> Code:
     return inspect(*_jobs[number])
 
 
-def survey(sizes: tuple[str, ...], targets: tuple[int, ...], operations: tuple[str, ...], processes: int) -> list[Found]:
-    """Every operation (or those named) as ``COVERAGE`` has it; each distinct source compiled once."""
+def survey(sizes: Sequence[str], targets: Sequence[int], operations: Sequence[str], processes: int) -> list[Found]:
+    """These operations as ``COVERAGE`` has it; each distinct source compiled once."""
     wanted, numbers = [], {}
     _jobs.clear()
     for spec in SPECS:
-        if operations and spec.name not in operations:
+        if spec.name not in operations:
             continue
         for dtypes, (covered, chips) in COVERAGE.items():
             for size in (size for size in covered if size in sizes):
@@ -170,9 +172,9 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if INTERPRETED:
         raise UserError("TRITON_INTERPRET is set, and the interpreter compiles nothing: unset it")
-    operations = tuple(filter(None, options.operations.split(",")))
-    targets = tuple(map(int, options.targets.split(",")))
-    found = survey(tuple(options.sizes.split(",")), targets, operations, options.processes)
+    sizes, targets = named("--sizes", options.sizes, SIZES), numbers("--targets", options.targets)
+    operations = named("--operations", options.operations, [spec.name for spec in SPECS])
+    found = survey(sizes, targets, operations, options.processes)
     table = markdown(found, NARROW)
     print(table)
     if options.json:

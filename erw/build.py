@@ -13,6 +13,7 @@ from erw.config import TrainConfig
 from erw.engine.config import micro_batch, read_ds_config, stage_of
 from erw.engine.ranks import Ranks
 from erw.errors import UserError
+from erw.kernels.attention import Problem, choose, unusable
 from erw.latents import Pixels, VaeLatents
 from erw.models.sit import SiT, SiTConfig
 from erw.step import TrainStep, public_name
@@ -32,8 +33,6 @@ def settle_attention(config: TrainConfig, ranks: Ranks) -> tuple[TrainConfig, st
     name = config.engine.attention
     if name == "sdpa":
         return config, ""
-    from erw.kernels.attention import Problem, choose, unusable  # here, so that settings and help do not wait for triton
-
     model, engine = config.model, config.engine
     problem = Problem(
         micro_batch(config.train.batch, engine.accumulation, ranks.count), model.num_heads, model.tokens,

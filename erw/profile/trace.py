@@ -12,20 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from erw.profile.kinds import KINDS, kind_of
+
 PREFIX = "erw::"
 PARTS = ("data wait", "copy", "draw", "teacher", "forward", "backward", "optimizer", "report")
 """Parts of a step in the loop's order."""
-KINDS = ("GEMM", "attention", "memory-bound", "communication")
-"""Kinds of work. Where several run at once the time counts for the first, so communication is what nothing hides."""
-
-_WORDS = {
-    "communication": ("nccl", "c10d", "gloo", "record_param_comms", "allreduce", "all_reduce", "allgather", "reduce_scatter"),
-    "attention": ("attention", "flash", "fmha", "sdpa"),
-    "GEMM": (
-        "gemm", "nvjet", "cutlass", "xmma", "wgmma", "convolution", "conv2d", "aten::mm", "aten::addmm", "aten::bmm",
-        "aten::baddbmm", "aten::linear", "aten::matmul", "mkldnn_linear",
-    ),
-}  # fmt: skip
 _ON_DEVICE = ("kernel", "gpu_memcpy", "gpu_memset")
 _LAUNCHES = ("cuda_runtime", "cuda_driver")
 Event = dict[str, Any]
@@ -60,12 +51,6 @@ def read_events(trace: Path) -> list[Event]:
     """The complete events of a gzipped Chrome trace."""
     with gzip.open(trace, "rt", encoding="utf-8") as file:
         return [event for event in json.load(file)["traceEvents"] if event.get("ph") == "X"]
-
-
-def kind_of(name: str) -> str:
-    """The kind of an operator or kernel, by its name; what is not known moves memory."""
-    lower = name.lower()
-    return next((kind for kind, words in _WORDS.items() if any(word in lower for word in words)), "memory-bound")
 
 
 def breakdown(events: list[Event], steps: int) -> Breakdown:

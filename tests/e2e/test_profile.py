@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from erw.profile import WARMUP_STEPS
+from erw.profile.recorder import WARMUP_STEPS
 from erw.profile.trace import PARTS, read_events
 from states import difference, state_at
 from tiny import BATCH, tiny

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from erw.bench._modes import kept_bytes
 from erw.kernels.adaln_modulate import adaln_modulate_reference
 from erw.kernels.bias_gelu import bias_gelu_reference
 from erw.kernels.fused import adaln_linear, mlp
@@ -60,20 +61,8 @@ def test_they_equal_the_separate_operations(name, kernels, monkeypatch):
 @each
 def test_they_keep_less(name):
     fused, separate, shapes = PAIRS[name]
-    kept = {}
-    for function in (fused, separate):
-        inputs = leaves(torch.bfloat16, **shapes)
-        seen = {}
-
-        def pack(tensor, seen=seen):
-            seen[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            out = function(**inputs)
-        own = {t.untyped_storage().data_ptr() for t in inputs.values()}
-        kept[function] = sum(size for pointer, size in seen.items() if pointer not in own)
-        del out
+    inputs = leaves(torch.bfloat16, **shapes)
+    kept = {function: kept_bytes(function, tuple(inputs), inputs) for function in (fused, separate)}
     activation = B * T * (D if name == "adaln_linear" else H) * 2
     assert kept[fused] <= kept[separate] - activation
 

@@ -1,8 +1,11 @@
 """What is particular to `qk_norm_rope`: views, what is launched, arguments that do not fit each other."""
 
+from functools import partial
+
 import pytest
 import torch
 
+from erw.bench._modes import kept_bytes
 from erw.kernels import qk_norm_rope
 from erw.kernels._launch import INTERPRETED, recording
 
@@ -40,17 +43,9 @@ def test_v_is_a_view_and_q_and_k_lie_as_attention_reads_them():
 
 @needs_kernels
 def test_only_statistics_are_saved_beside_the_inputs():
-    packed, table, kept = qkv(requires_grad=True), rope(), {}
-
-    def pack(tensor):
-        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        qk_norm_rope(packed, norm="layer", rope=table)
-    for given in (packed, table):
-        kept.pop(given.untyped_storage().data_ptr())
-    assert sum(kept.values()) == 4 * (2 * 2 * B * T * HEADS)  # fp32 mean and rstd of each head of q and k
+    inputs = {"qkv": qkv(), "rope": rope()}
+    kept = kept_bytes(partial(qk_norm_rope, norm="layer"), ("qkv", "rope"), inputs)
+    assert kept == 4 * (2 * 2 * B * T * HEADS)  # fp32 mean and rstd of each head of q and k
 
 
 @needs_kernels

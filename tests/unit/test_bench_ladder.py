@@ -10,7 +10,7 @@ from erw.bench import _build
 from erw.bench._floor import Floor, gemms, parameters
 from erw.bench._ladder import Plan, Row, Setup, ladder, references, sides, without_graph
 from erw.bench._largest import search
-from erw.bench._profile import breakdown, kind_of, on_device
+from erw.bench._profile import breakdown, on_device
 from erw.bench._rows import relate
 from erw.bench._run import Job, Run
 from erw.bench._scene import Scene
@@ -189,29 +189,10 @@ def test_the_floor_is_the_sum_of_its_parts():
     assert {tuple(gemm["seconds"]) for gemm in found["gemms"]} == {("forward", "weight"), ("forward", "data", "weight")}
 
 
-@pytest.mark.parametrize(
-    ("name", "kind"),
-    [
-        ("nvjet_hsh_128x256_64x4_1x2_h_bz_coopA_NNT", "gemm"),
-        ("void cutlass::Kernel2<cutlass_80_wmma_tensorop_bf16_s161616gemm_bf16_16x16_128x2_tn_align8>", "gemm"),
-        ("void pytorch_flash::flash_fwd_kernel<Flash_fwd_kernel_traits<cutlass::bfloat16_t>>", "attention"),
-        ("cudnn_generated_fort_native_sdpa_sm90_flash_bprop", "attention"),
-        ("void at::native::vectorized_elementwise_kernel<4>", "memory"),
-        ("triton_poi_fused_add_mul_3", "memory"),
-        ("Memcpy DtoD (Device -> Device)", "memory"),
-        ("aten::addmm", "gemm"),
-        ("aten::_scaled_dot_product_flash_attention_for_cpu", "attention"),
-        ("aten::mul", "memory"),
-    ],
-)
-def test_kinds_of_work_by_name(name, kind):
-    assert kind_of(name) == kind
-
-
 def test_a_profile_sees_where_a_cpu_s_time_goes():
     a = torch.randn(1000, 1000)
     found = breakdown(lambda: (a @ a).mul_(2), CPU, 1.0)
-    assert found["share"]["gemm"] > 0.5 and found["launches"] is None and found["share"]["idle"] is None
+    assert found["share"]["GEMM"] > 0.5 and found["launches"] is None and found["share"]["idle"] is None
 
 
 def test_ranges_that_a_program_names_are_no_kernels():

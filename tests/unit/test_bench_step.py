@@ -128,7 +128,7 @@ def test_dry_run_measures_and_records(tmp_path, capsys):
         assert (row["peak_memory_gib"] or 0) > 0 if ON_GPU else row["peak_memory_gib"] is None
         assert math.isfinite(row["last_step"]["loss"])
         share = row["profile"]["share"]
-        assert share["gemm"] > 0 and sum(part or 0 for part in share.values()) == pytest.approx(
+        assert share["GEMM"] > 0 and sum(part or 0 for part in share.values()) == pytest.approx(
             1, abs=1e-6 if not ON_GPU else 0.5
         )
         assert (row["profile"]["launches"] is None) != ON_GPU

@@ -18,7 +18,7 @@ FLOORS = [
      "erw.public", "erw.convert", "erw.init_from",
      "erw.telemetry", "erw.boards", "erw.build", "erw.sample", "erw.repeatable"},
     {"erw.run", "erw.evaluate.running", "erw.plan", "erw.presets", "erw.options", "erw.profile"},
-    {"train_ds", "erw.cli", "erw.bench"},
+    {"train_ds", "erw.cli", "erw.commands", "erw.bench"},
 ]  # fmt: skip
 
 

@@ -8,8 +8,9 @@ import torch
 
 from erw.errors import UserError
 from erw.options import parse
+from erw.profile.kinds import kind_of
 from erw.profile.table import page
-from erw.profile.trace import PARTS, breakdown, kind_of, read_events
+from erw.profile.trace import PARTS, breakdown, read_events
 
 MAIN, AUTOGRAD = 1, 2
 
@@ -87,6 +88,9 @@ def test_on_a_cpu_operators_are_counted_without_those_that_they_called():
     [
         ("nvjet_hsh_128x256_64x4_1x2_h_bz_coopA_NNT", "GEMM"),
         ("void cutlass::Kernel2<cutlass_80_wmma_tensorop>", "GEMM"),
+        ("aten::addmm", "GEMM"),
+        ("aten::mul", "memory-bound"),
+        ("triton_poi_fused_add_mul_3", "memory-bound"),
         ("fmha_cutlassF_bf16_aligned_64x64_rf_sm80", "attention"),
         ("cudnn_generated_fort_native_sdpa_sm90_flash_fprop_wgmma_f16", "attention"),
         ("aten::_scaled_dot_product_flash_attention_for_cpu", "attention"),
@@ -136,7 +140,7 @@ def test_options():
 def test_nsight_needs_a_gpu(tmp_path):
     from types import SimpleNamespace
 
-    from erw.profile import Profile
+    from erw.profile.recorder import Profile
 
     def run(**train):
         config, _ = parse(["digits-sit", *(f"--train.{k}={v}" for k, v in train.items())])
