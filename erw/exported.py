@@ -78,6 +78,7 @@ def write_export(run: Path, out: Path, *, dtype: str = "fp32", weights: str = "e
         described["files"] = {_WEIGHTS: {"bytes": file.stat().st_size, "sha256": sha256(file)}}
         (folder / "config.json").write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
         (folder / "README.md").write_text(card, encoding="utf-8")
+        shutil.copymode(folder / "README.md", file)  # safetensors lets nobody else read its files
 
 
 def import_export(folder: Path, out: Path) -> Path:

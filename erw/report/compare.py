@@ -14,12 +14,15 @@ _BITS, _DIGITS = "EMA, SHA-256", 12  # shown to people; JSON has them all
 
 def compare(first: Path, second: Path) -> dict[str, Any]:
     """Plain JSON values: ``runs`` (name and folder of both), ``notes`` about their files, and ``differences`` by group,
-    each a name to the two values, None where a run has none. Groups: settings, data, seeds, bookkeeping, versions,
-    progress, results; one without differences is empty. Raises `UserError` as `read_runs` does.
+    each a name to the two values, None where a run has none.
+
+    Groups: settings, data, seeds, bookkeeping, versions, progress, results. One without differences is empty, versions that
+    were not recorded are absent. Raises `UserError` as `read_runs` does.
     """
     runs = read_runs([first, second])
     groups: dict[str, dict[str, list[Any]]] = {group: settings_by_group(runs)[group] for group in GROUPS}
-    groups["versions"] = differing([versions(run) for run in runs])
+    if all(run.starts for run in runs):
+        groups["versions"] = differing([versions(run) for run in runs])
     groups["progress"] = differing([_progress(run) for run in runs])
     groups["results"] = differing([_results(run) for run in runs])
     notes = [f"{run.name}: {note}" for run in runs for note in run.notes]

@@ -44,7 +44,7 @@ def compact(value: float) -> str:
     for unit, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if unit <= size < 1e12:
             return f"{value / unit:g}{letter}"
-    return f"{value:.0e}".replace("e-0", "e-").replace("e+", "e") if size < 1e-3 or size >= 1e12 else f"{value:g}"
+    return f"{value:g}".replace("e-0", "e-").replace("e+", "e")
 
 
 def listed(words: list[str]) -> str:

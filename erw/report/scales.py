@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from erw.report.numbers import compact
 
+_FLAT = 1e-6
+
 
 @dataclass(frozen=True)
 class Axis:
@@ -30,11 +32,11 @@ def axis(values: Iterable[float], *, log: bool = False, zero: bool = False, tick
     if log and low > 0:
         return _logarithmic(low, high, ticks)
     low = min(low, 0.0) if zero else low
-    if low == high:
+    if high - low <= _FLAT * max(abs(low), abs(high)):  # one value, but for rounding
         low, high = (low - 0.5 * abs(low or 1.0), high + 0.5 * abs(high or 1.0)) if not zero or low else (0.0, 1.0)
     step = _step((high - low) / ticks)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    marks = [round(i * step, 12) for i in range(first, last + 1)]
+    marks = [float(f"{i * step:.12g}") for i in range(first, last + 1)]
     if zero and low == 0:  # the last tick need not lie beyond the data
         return Axis(0.0, high, False, tuple((v, compact(v)) for v in marks if v <= high * 1.0001))
     return Axis(marks[0], marks[-1], False, tuple((v, compact(v)) for v in marks))

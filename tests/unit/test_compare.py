@@ -56,7 +56,8 @@ def test_runs_without_metrics_and_versions_are_compared_as_far_as_they_go(tmp_pa
     runs = [write_run(tmp_path / "a", config), write_run(tmp_path / "b", config, rows=[], starts=(), ended=False)]
     found = compare(*runs)
     assert found["differences"]["progress"]["images"] == [96, 0] and found["differences"]["results"]["loss"][1] is None
-    assert "b: commit and versions were not recorded" in found["notes"]
+    assert "b: commit and versions were not recorded" in found["notes"] and "versions" not in found["differences"]
+    assert "versions" not in compare_text(found).splitlines()[0]
     (runs[1] / "metrics.jsonl").write_text(json.dumps(report_row(16)) + '\n{"ima')
     assert "b: the last line of metrics.jsonl was cut short and is left out" in compare_text(compare(*runs))
 

@@ -60,6 +60,7 @@ def test_a_round_trip_gives_the_same_bits_and_images(run, exported, tmp_path):
         check_resumable(checkpoint)
     write_export(tmp_path / "back", tmp_path / "again")
     for name in ("model.safetensors", "config.json"):
+        assert (exported / name).stat().st_mode == (exported / "README.md").stat().st_mode
         assert (tmp_path / "again" / name).read_bytes() == (exported / name).read_bytes()
 
 

@@ -54,7 +54,8 @@ def test_the_lead_says_how_runs_differ_and_how_they_ended(two):
     assert words.startswith("Two runs of a SiT of 3 blocks, width 32, patch 2 on digits: sit (no alignment) and repa (REPA).")
     assert "Frechet distance at the last evaluation, lower being better: repa 3.125 and sit 4.25 (at image 96)." in words
     assert "All finished." in words and "the same FLOPs to within 0.0% (9.60e+07)" in words
-    assert "differ in the method and in teacher.name (none, digits-contrastive); data and seeds are the same." in words
+    told = "differ in the method and in teacher.name (none, digits-contrastive) and eval.every (6,400, 6,048); data and seeds"
+    assert f"{told} are the same." in words
     assert "Commit, versions and machine are the same. Each is a single run" in words
 
 
@@ -139,7 +140,7 @@ class Published:
 
 def test_published_results_stand_in_a_table_and_in_the_chart_where_they_fit(tmp_path):
     run = write_run(tmp_path / "run", tiny("repa", "x"), evals=judged(30.0, 9.0, key="fid"))
-    far = Published(images=100 * LAST, value=5.9)
+    far = Published(steps=400, images=100 * LAST, value=5.9)
     page = page_of(tmp_path, run, anchors_for=lambda config: [Published(), Published(), far])
     page.check()
     assert page.text.count("a paper, Table 1") == 2 + 1 and "5.9" in page.text  # two rows, one tooltip
