@@ -27,8 +27,8 @@ def settle_attention(config: TrainConfig, ranks: Ranks) -> tuple[TrainConfig, st
     """(``config`` with the attention backend that the run will use, a line that says which and why; empty for ``sdpa``).
 
     A named backend is tried, forward and backward, on the run's own head width, tokens, micro-batch and dtype. ``auto``
-    measures them all there, on a CUDA device, and the first rank's choice is every rank's; on a CPU it is ``sdpa``. Called
-    once, before training starts. Raises `UserError` for a backend that cannot run. Collective.
+    measures them all there, and the first rank's choice is every rank's. Called once, before training starts. Raises
+    `UserError` for a backend that cannot run. Collective.
     """
     name = config.engine.attention
     if name == "sdpa":
