@@ -42,7 +42,7 @@ class EngineConfig:
         "none", "activation checkpointing of blocks: keep all, keep matmul results, keep only inputs"
     )
     ops: Literal["auto", "reference", "fused"] = setting(
-        "reference", "operations: reference: plain PyTorch; fused: our kernels; auto: fused on a CUDA device"
+        "auto", "operations: reference: plain PyTorch; fused: our kernels; auto: fused on a CUDA device where they pass a check"
     )
     attention: Literal["auto", "math", "sdpa", "flash", "efficient", "cudnn", "matmul", "fa2", "fa3", "fa4", "xformers"] = (
         setting(
