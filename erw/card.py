@@ -42,7 +42,7 @@ def model_card(config: TrainConfig, described: dict[str, Any], tensors: dict[str
                evals: list[dict[str, Any]], device: str, name: str) -> str:  # fmt: skip
     """The card as Markdown. ``described`` is what config.json says (`erw.exported`), ``evals`` the run's evaluations,
     ``device`` what it ran on if that is known, ``name`` the exported folder's."""
-    title = f"{model_name(config)}, {method_name(config)}, on {data_name(config)}"
+    title = f"{model_name(config)}, {method_name(config.method.name)}, on {data_name(config)}"
     kind = "the EMA of the weights" if described["weights"] == "ema" else "the raw weights, not the EMA"
     dtype = "fp32" if described["dtype"] == "fp32" else "bf16, the position table in fp32"
     parts = [
@@ -91,7 +91,7 @@ def _architecture(config: TrainConfig, tensors: dict[str, Tensor]) -> list[tuple
 def _method(config: TrainConfig) -> str:
     words = [f"- {phase.name}, {images:,} images planned: {phase_words(phase)}" for phase, images in phases(config)]
     teacher = ", ".join(config.active_teacher.names) or "none"
-    return "\n".join([f"{method_name(config)}; teacher: {_cell(teacher)}.", "", *words])
+    return "\n".join([f"{method_name(config.method.name)}; teacher: {_cell(teacher)}.", "", *words])
 
 
 def _training(config: TrainConfig, described: dict[str, Any]) -> list[tuple[str, str]]:

@@ -18,9 +18,9 @@ def model_name(config: TrainConfig) -> str:
     return f"{family} of {model.depth} blocks, width {model.width}, patch {model.patch_size}"
 
 
-def method_name(config: TrainConfig) -> str:
+def method_name(name: str) -> str:
     """REPA, ERW, no alignment; other methods by their own names."""
-    return _METHODS.get(config.method.name, config.method.name)
+    return _METHODS.get(name, name)
 
 
 def data_name(config: TrainConfig) -> str:

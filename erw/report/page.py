@@ -54,7 +54,14 @@ def render(runs: list[RunRecord], anchors: Anchors) -> str:
     """The page. ``anchors``: published results by the name of the run that they are for."""
     loader = FileSystemLoader(Path(__file__).parent)
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"short": short, "flops": flops, "duration": duration, "hours": hours, "shown": shown}
+    environment.filters |= {
+        "short": short,
+        "flops": flops,
+        "duration": duration,
+        "hours": hours,
+        "shown": shown,
+        "method": method_name,
+    }
     return environment.get_template("page.html").render(_content(runs, anchors))
 
 
@@ -99,7 +106,7 @@ def _run(run: RunRecord, index: int) -> dict[str, Any]:
         "colour": index % COLOURS,
         "dashed": index >= COLOURS,
         "model": model_name(run.config),
-        "method": method_name(run.config),
+        "method": method_name(run.config.method.name),
         "images": run.images,
         "planned": run.config.train.images,
         "finished": run.finished,

@@ -6,6 +6,7 @@ from typing import Protocol
 from markupsafe import Markup
 
 from erw.report.charts import Chart, Line, Mark, draw, spread
+from erw.report.facts import method_name
 from erw.report.metrics import figures, metric
 from erw.report.numbers import short
 from erw.report.record import RunRecord
@@ -64,7 +65,7 @@ def _evaluation(runs: list[RunRecord], name: str, axis: str, anchors: Sequence[A
         Mark(
             float(a.images),
             a.value,
-            f"published: {a.method} {a.model}, {short(a.value)} at {short(a.images)} images ({a.source})",
+            f"published: {a.model}, {method_name(a.method)}, {short(a.value)} at {short(a.images)} images ({a.source})",
         )
         for a in anchors
         if axis == "images" and metric(a.metric).label == metric(name).label and a.images <= _REACH * last

@@ -20,7 +20,7 @@ def lead(runs: list[RunRecord]) -> list[str]:
 
 def _who(runs: list[RunRecord]) -> str:
     def told(run: RunRecord) -> str:
-        return f"{method_name(run.config)}, a {model_name(run.config)} on {data_name(run.config)}"
+        return f"{method_name(run.config.method.name)}, a {model_name(run.config)} on {data_name(run.config)}"
 
     if len(runs) == 1:
         return f"{runs[0].name} is one run: {told(runs[0])}."
@@ -29,7 +29,8 @@ def _who(runs: list[RunRecord]) -> str:
     if len(shapes) > 1:
         return f"{count} runs: {listed([f'{run.name} ({told(run)})' for run in runs])}."
     model, data = shapes.pop()
-    return f"{count} runs of a {model} on {data}: {listed([f'{run.name} ({method_name(run.config)})' for run in runs])}."
+    named = [f"{run.name} ({method_name(run.config.method.name)})" for run in runs]
+    return f"{count} runs of a {model} on {data}: {listed(named)}."
 
 
 def _differences(runs: list[RunRecord]) -> list[str]:

@@ -1,11 +1,13 @@
 """Trained runs from end to end: their page in a browser, what tells them apart, and the model handed on."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
 
+import train_ds
 from erw import cli
 from erw.bench.screenshot import browser, picture
 from erw.checkpoint import found, read_tensors
@@ -83,6 +85,16 @@ def test_a_trained_model_is_handed_on_bit_for_bit(runs, tmp_path):
     assert np.array_equal(*images) and images[0].std() > 0
     figure = json.loads((runs[1] / "evals.jsonl").read_text().splitlines()[-1])["frechet"]
     assert f"{figure:.4g}" in (tmp_path / "exported" / "README.md").read_text()
+
+
+def test_each_start_of_a_run_is_noted(runs, one_rank, tmp_path):
+    out = tmp_path / "again"
+    shutil.copytree(runs[0], out)
+    config = tiny("sit", out, images=7 * BATCH, train={"resume": "auto"}, sample={"steps": 4})
+    for _ in range(2):  # the second time there is nothing to train
+        train_ds.train(config)
+        starts = [json.loads(row) for row in (out / "starts.jsonl").read_text().splitlines()]
+        assert [start["images"] for start in starts] == [0, 6 * BATCH]
 
 
 def test_the_two_runs_are_told_apart(runs, capsys):
