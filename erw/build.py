@@ -107,9 +107,15 @@ def public_buffers(step: TrainStep) -> dict[str, Tensor]:
     return {public_name(n): b.detach().float().cpu() for n, b in step.named_buffers() if n in kept}
 
 
-def build_sampler_model(config: SiTConfig, weights: dict[str, Tensor], device: torch.device) -> SiT:
-    """The backbone alone in eval mode, fp32, from weights by public name; train-only heads are left out."""
+def build_sampler_model(config: SiTConfig, weights: dict[str, Tensor], device: torch.device,
+                        phase: Phase | None = None) -> SiT:  # fmt: skip
+    """The backbone alone in eval mode, fp32, from weights by public name; train-only heads are left out.
+
+    ``phase``: with only the blocks that exist in it.
+    """
     model = SiT(config)
+    if phase is not None and phase.depth is not None:
+        model.keep_span(phase.first, phase.depth)
     backbone = {name: value for name, value in weights.items() if not name.startswith("projectors.")}
     model.load_state_dict(backbone, strict=True)
     return model.eval().requires_grad_(False).to(device)

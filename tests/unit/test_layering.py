@@ -17,7 +17,7 @@ FLOORS = [
     {"erw.optim", "erw.samplers", "erw.evaluate", "erw.engine", "erw.step", "erw.config", "erw.checkpoint",
      "erw.public", "erw.convert", "erw.init_from",
      "erw.telemetry", "erw.boards", "erw.build", "erw.sample", "erw.repeatable"},
-    {"erw.run", "erw.evaluate.running", "erw.plan", "erw.presets", "erw.options", "erw.profile"},
+    {"erw.run", "erw.evaluate.running", "erw.plan", "erw.presets", "erw.options", "erw.profile", "erw.probe"},
     {"train_ds", "erw.cli", "erw.commands", "erw.bench"},
 ]  # fmt: skip
 
