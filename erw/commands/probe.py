@@ -80,7 +80,8 @@ def run(arguments: list[str]) -> None:
 
 def _look(options: argparse.Namespace, config: ProbeConfig) -> list[Path]:
     out = options.out or _folder(options.paths[0]) / "probe"
-    record = probe(options.paths, config, _device(), before=lambda: check_writable(out))
+    check_writable(out)
+    record = probe(options.paths, config, _device())
     text = tables.markdown(record)
     print(text)
     return write_report(record, out, "probe", text, figures.FIGURES)
@@ -91,6 +92,7 @@ def _place(options: argparse.Namespace, wish: PlacementConfig) -> list[Path]:
         raise UserError("--placement takes one preset or run")
     config = _settings(options.paths[0])
     out = options.out or Path(config.train.out) / "placement"
+    check_writable(out)
     from train_ds import stop_ranks, train  # here: deepspeed is slow to import
 
     record = placement(config, wish, out, train, _device())
@@ -108,8 +110,10 @@ def _settings(path: Path) -> TrainConfig:
 
 
 def _folder(path: Path) -> Path:
-    """The run's folder, of a checkpoint's too."""
-    return path.parent.parent if path.parent.name == "checkpoints" else path
+    """The run's folder, of a checkpoint's too; the one around a checkpoint that was put elsewhere."""
+    if path.parent.name == "checkpoints":
+        return path.parent.parent
+    return path.parent if (path / "meta.json").exists() else path
 
 
 def _device() -> torch.device:

@@ -4,7 +4,6 @@ Semantic gap: held-out accuracy of a linear probe on each block (REPA, Sec. 3.2,
 each block with a teacher on held-out images (Fig. 2b). Progression: the same over checkpoints (Fig. 2c).
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,11 +42,10 @@ class ProbeConfig:
             raise UserError(f"--times must be different numbers in 0..1, where 0 is data and 1 is noise, not '{given}'")
 
 
-def probe(paths: list[Path], config: ProbeConfig, device: torch.device, progress: bool = True,
-          before: Callable[[], None] = lambda: None) -> dict[str, Any]:  # fmt: skip
+def probe(paths: list[Path], config: ProbeConfig, device: torch.device, progress: bool = True) -> dict[str, Any]:
     """Measure the runs or checkpoints in ``paths``; the record is JSON, its ``rows`` are one for each network, t and block.
 
-    ``before`` is called once the input was found good. Raises `UserError` for whatever does not fit.
+    Raises `UserError` for whatever does not fit.
     """
     runs = open_runs(paths, config.data)
     teacher, origin = teacher_of(runs, config.teacher)
@@ -57,7 +55,6 @@ def probe(paths: list[Path], config: ProbeConfig, device: torch.device, progress
     images = read_images(runs[0].config, source, device)
     _check_tokens(config, images, runs)
     measured = _Measurement(config, images, device)
-    before()
     measured.all_of(runs, progress)
     return {
         "what": "probe",

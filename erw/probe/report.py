@@ -13,13 +13,12 @@ Record = dict[str, Any]
 
 
 def check_writable(out: Path) -> None:
-    """Raise `UserError` where no folder ``out`` can be made: before the work, not after."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except FileExistsError:
-        raise UserError(f"--out {out} is a file: name a folder") from None
-    except OSError as error:
-        raise UserError(f"--out {out} cannot be written: {error.strerror}") from None
+    """Raise `UserError` where no folder ``out`` can be made: before the work, not after. Makes nothing."""
+    there = next(folder for folder in (out.resolve(), *out.resolve().parents) if folder.exists())
+    if not there.is_dir():
+        raise UserError(f"--out {out}: {there} is a file: name a folder")
+    if not os.access(there, os.W_OK):
+        raise UserError(f"--out {out}: {there} cannot be written: name another folder")
 
 
 def write_report(record: Record, out: Path, name: str, text: str,
@@ -28,7 +27,7 @@ def write_report(record: Record, out: Path, name: str, text: str,
 
     A kill leaves each file as it was or as it should be.
     """
-    check_writable(out)
+    out.mkdir(parents=True, exist_ok=True)
     scratch = out / f".partial-{name}"
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir()
