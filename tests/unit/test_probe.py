@@ -1,13 +1,17 @@
 """What is fed to a network that is probed, what is read out of it, and which images are looked at."""
 
 import json
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from erw.align import Plain
+from erw.bench._section import section
+from erw.bench.probe import report, sections
 from erw.config import TrainConfig
 from erw.data import DataConfig
 from erw.errors import UserError
@@ -232,3 +236,30 @@ def test_a_table_leaves_blank_what_a_warm_up_does_not_have():
     rows += [{"run": "warm", "t": 0.0, "block": 1, "cknna": 0.5}]
     text = tables.alignment_table({"rows": rows, "teacher": {"name": "teacher"}}, "cknna")
     assert "| whole | 0 | 0.100 | 0.200 |" in text and "| warm | 0 | 0.500 |  |" in text
+
+
+# ---- the digits' page -------------------------------------------------------------------------------------------------
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_the_pages_tables_are_the_records():
+    record = json.loads((ROOT / "bench/results/probe-digits.json").read_text())
+    page = (ROOT / "docs/probing.md").read_text()
+    assert {name: section(page, name, "docs/probing.md") for name in sections(record)} == {
+        name: f"{body}\n" for name, body in sections(record).items()
+    }
+    for picture in re.findall(r"\]\((pictures/[^)]*)\)", page):
+        assert (ROOT / "docs" / picture).exists()
+
+
+def test_the_report_is_made_from_the_record_alone(tmp_path):
+    record = json.loads((ROOT / "bench/results/probe-digits.json").read_text())
+    page = tmp_path / "page.md"
+    page.write_text("mine\n<!-- probe -->\nold\n<!-- /probe -->\n<!-- placement -->\n<!-- /placement -->\n")
+    record["probe"]["teacher"]["accuracy"] = 0.123
+    report(record, page, tmp_path)
+    text = page.read_text()
+    assert text.startswith("mine\n") and "old" not in text and "(teacher on clean images: 0.123)" in text
+    names = {f"probe-{name}.png" for name in ("semantic-gap", "alignment", "progression", "placement")}
+    assert {file.name for file in tmp_path.glob("*.png")} == names
