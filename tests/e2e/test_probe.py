@@ -11,6 +11,10 @@ from PIL import Image
 import train_ds
 from erw import cli
 from erw.checkpoint import locate
+from erw.probe import linear
+from erw.probe.images import ImageSource, read_images
+from erw.probe.network import Network, hidden_states
+from erw.probe.similarity import cka, cknna, unit_rows
 from erw.sample import load_run
 from tiny import BATCH, tiny
 
@@ -76,17 +80,18 @@ def test_progression_goes_over_checkpoints_the_warm_ups_too(probe_folder):
 
 
 def test_the_figures_are_of_the_checkpoint(runs, probe_folder):
-    """One row again by hand: the EMA's block output, pooled, against the teacher's tokens, by the measures alone."""
-    from erw.probe.images import ImageSource, read_images
-    from erw.probe.network import Network, hidden_states
-    from erw.probe.similarity import cka
-
+    """One row again by hand: the EMA's block outputs, pooled, by the measures alone."""
     config, model, checkpoint = load_run(runs / "erw", torch.device("cpu"))
-    images = read_images(config, ImageSource(teacher="digits-contrastive", count=120), torch.device("cpu")).held_out
-    states = hidden_states(Network(model, config.objective, 0, ""), images, 0.5, (2,))[2]
+    images = read_images(config, ImageSource(teacher="digits-contrastive", count=120), torch.device("cpu"))
+    network = Network(model, config.objective, 0, "")
+    train, held = (hidden_states(network, split, 0.5, (2,))[2] for split in (images.train, images.held_out))
     record = json.loads((probe_folder / "probe.json").read_text())
     (row,) = (r for r in record["rows"] if (r["run"], r["t"], r["block"]) == ("erw", 0.5, 2))
-    assert row["images"] == int(checkpoint.name) and row["cka"] == pytest.approx(cka(states, images.teacher), abs=1e-5)
+    teacher = images.held_out.teacher
+    assert row["images"] == int(checkpoint.name) and row["cka"] == pytest.approx(cka(held, teacher), abs=1e-5)
+    assert row["cknna"] == pytest.approx(cknna(unit_rows(held), unit_rows(teacher)), abs=1e-4)
+    accuracy = linear.fit(train, images.train.labels).accuracy(held, images.held_out.labels)
+    assert row["accuracy"] == pytest.approx(accuracy, abs=0.01)
 
 
 def test_a_warm_up_checkpoint_gives_the_blocks_it_has(runs, tmp_path):
