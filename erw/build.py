@@ -15,6 +15,7 @@ from erw.engine.ranks import Ranks
 from erw.errors import UserError
 from erw.kernels.attention import Problem, choose, unusable
 from erw.latents import Pixels, VaeLatents
+from erw.models.embed import rope_table
 from erw.models.sit import SiT, SiTConfig
 from erw.step import TrainStep, public_name
 from erw.types import Phase
@@ -108,10 +109,16 @@ def public_buffers(step: TrainStep) -> dict[str, Tensor]:
 
 
 def build_sampler_model(config: SiTConfig, weights: dict[str, Tensor], device: torch.device) -> SiT:
-    """The backbone alone in eval mode, fp32, from weights by public name; train-only heads are left out."""
-    model = SiT(config)
-    backbone = {name: value for name, value in weights.items() if not name.startswith("projectors.")}
-    model.load_state_dict(backbone, strict=True)
+    """The backbone alone in eval mode, fp32, from weights by public name; train-only heads are left out.
+
+    Weights that are fp32 and on ``device`` already become the model's own: nothing is in memory twice.
+    """
+    with torch.device("meta"):  # no initial weights are drawn
+        model = SiT(config)
+    backbone = {n: v.to(device, torch.float32) for n, v in weights.items() if not n.startswith("projectors.")}
+    model.load_state_dict(backbone, strict=True, assign=True)
+    if config.rope:
+        model.rope = rope_table(config.grid, config.width // config.num_heads)
     return model.eval().requires_grad_(False).to(device)
 
 

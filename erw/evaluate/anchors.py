@@ -96,6 +96,16 @@ def nearest(anchors: list[Anchor], metric: str, images: int) -> Anchor | None:
     return min(own, key=lambda a: abs(math.log(a.images / max(images, 1))), default=None)
 
 
+def remark(anchors: list[Anchor], result: dict[str, float], images: int, count: int) -> str:
+    """What to add to a line with ``result``, of ``count`` samples after ``images`` training images; may be empty."""
+    near = [anchor for metric in result if (anchor := nearest(anchors, metric, images))]
+    several = len(near) > 1
+    said = [beside(anchor) + (f" ({anchor.metric})" if several else "") for anchor in near]
+    if near and count != SAMPLES:
+        said.append(f"published figures are of {SAMPLES:,} samples, this one of {count:,}")
+    return "".join(f"; {phrase}" for phrase in said)
+
+
 def beside(anchor: Anchor) -> str:
     """A phrase for a line of an evaluation: ``published SiT-XL/2 + REPA at 50K steps: 52.3``."""
     return f"published {anchor.name} at {short(anchor.steps)} steps: {anchor.value:g}"
