@@ -18,9 +18,10 @@ class Evaluator(Protocol):
     """What judges samples."""
 
     def evaluate(self, images: Tensor, labels: Tensor) -> dict[str, float]:
-        """Figures by name for images (N, C, H, W) fp32, about [-1, 1], drawn for labels (N,) int64, both on the CPU.
+        """Figures by name for images (N, C, H, W) fp32, drawn for labels (N,) int64, both on the CPU.
 
-        `erw.sample.to_uint8` makes pixels of the images, as they are written to files.
+        Decoded images lie in [-1, 1], samples of pixels may leave it by a little: `erw.sample.to_uint8` clamps, and makes of
+        them what is written to files.
         """
         ...
 

@@ -73,7 +73,7 @@ class BlockSampler:
                           shape=(channels, side, side), null=self.model.config.num_classes)  # fmt: skip
 
     def images(self, block: Block, space: Pixels | VaeLatents) -> Tensor:
-        """(batch, C, H, W) fp32 in [-1, 1], decoded a few at a time; as `latents`. Raises `RankError` for NaN or infinity."""
+        """(batch, C, H, W) fp32, decoded a few at a time; as `latents`. Raises `RankError` for NaN or infinity."""
         latents = self.latents(block)
         if not latents.isfinite().all():
             raise RankError(f"images {block.start} to {block.stop - 1} came out as NaN or infinity: take another checkpoint")

@@ -39,7 +39,7 @@ def _listed(text: str) -> Tensor:
         return torch.tensor([int(part) for part in text.split(",")])
     except ValueError:
         raise UserError(
-            f"--labels takes balanced, random, class numbers with commas between or a .npy file, not '{text}'"
+            f"--labels takes balanced, random or class numbers with commas between, or a .npy file, not '{text}'"
         ) from None
 
 

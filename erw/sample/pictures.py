@@ -8,7 +8,7 @@ from torch import Tensor, uint8
 
 
 def to_uint8(images: Tensor) -> np.ndarray:
-    """(N, C, H, W) in [-1, 1] to (N, H, W, C) uint8."""
+    """(N, C, H, W), clamped to [-1, 1], to (N, H, W, C) uint8."""
     return (images.clamp(-1, 1) * 127.5 + 127.5).round().to(uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
 
