@@ -32,7 +32,7 @@ from erw.evaluate.frechet import Moments, frechet_distance
 from erw.evaluate.inception import FILES, build, read_weights
 
 COUNT = 16
-SIZES = (256, 400)  # one is enlarged to 299 pixels, the other shrunk
+SIZES = (299, 256, 400)  # left as they are, enlarged to 299 pixels, shrunk
 RECORD = RESULTS / "evaluators.json"
 Features = Callable[[Tensor], Tensor]
 
@@ -89,12 +89,14 @@ def _torchmetrics(antialias: bool) -> Callable[[Path], Features]:
     return load
 
 
-def _clean_fid(mode: str) -> Callable[[Path], Features]:
-    """Its network in PyTorch looks for the file where torch.hub would put a download."""
+def _clean_fid(mode: str | None) -> Callable[[Path], Features]:
+    """Its network in PyTorch looks for the file where torch.hub would put a download. With ``mode`` None it is given what
+    torch-fidelity gives its own."""
 
     def load(file: Path) -> Features:
         from cleanfid.features import feature_extractor
         from cleanfid.resize import build_resizer
+        from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x as tensorflow
 
         checkpoints = file.parent / "checkpoints"
         checkpoints.mkdir(exist_ok=True)
@@ -105,6 +107,9 @@ def _clean_fid(mode: str) -> Callable[[Path], Features]:
             network = feature_extractor("pytorch_inception", device=torch.device("cpu"), use_dataparallel=False)
         finally:
             torch.hub.set_dir(before)
+        if mode is None:
+            # It divides by 127.5 and takes 1 away.
+            return lambda pixels: network(tensorflow(pixels.float(), (299, 299), align_corners=False) * 127.5 / 128)
         resize = build_resizer(mode)
 
         def features(pixels: Tensor) -> Tensor:
@@ -121,6 +126,7 @@ ROWS: tuple[tuple[str, str, str, Callable[[Path], Features]], ...] = (
     ("torch-fidelity", "default", "bilinear as in TensorFlow 1; (x - 128) / 128", _torch_fidelity),
     ("torchmetrics", "antialias=False", "torch-fidelity's", _torchmetrics(False)),
     ("torchmetrics", "default", "bilinear, antialiased, centred; (x - 128) / 128", _torchmetrics(True)),
+    ("clean-fid", "its network alone", "torch-fidelity's", _clean_fid(None)),
     ("clean-fid", "legacy_pytorch", "bilinear, centred; x / 127.5 - 1", _clean_fid("legacy_pytorch")),
     ("clean-fid", "clean", "bicubic by PIL, antialiased, centred; x / 127.5 - 1", _clean_fid("clean")),
 )

@@ -41,7 +41,7 @@ def test_small_images_are_enlarged_less(lite, monkeypatch):
     monkeypatch.setattr(lite.network, "forward_features", lambda x: sides.append(x.shape[-1]) or forward(x))
     for side in (8, 64, 65, 256):
         assert lite(torch.zeros(1, 3, side, side, dtype=torch.uint8))["features"].shape == (1, 1280)
-    assert sides == [128, 128, 224, 224]
+    assert sides == [96, 96, 224, 224]
 
 
 def test_every_teacher_is_a_network_of_features():
