@@ -1,38 +1,27 @@
-"""Files that are whole or not there: what a killed process leaves behind is never taken for finished work."""
+"""Files of a sampling job, which goes on where it ended, and the lock of its folder."""
 
 import fcntl
-import json
-import os
 import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 
 from erw.errors import RankError, UserError
+from erw.files import whole
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[IO[bytes]]:
-    """A binary file to write, synced and renamed to ``path`` at the end. Raises `RankError` where the disk refuses."""
-    partial = path.with_name(f".{path.name}.partial")
+def kept(path: Path) -> Iterator[IO[bytes]]:
+    """`erw.files.whole`. Raises `RankError` where the disk refuses."""
     try:
-        with partial.open("wb") as file:
+        with whole(path) as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
     except OSError as error:
         reason = error.strerror or error
         raise RankError(f"{path} cannot be written: {reason}; finished images are kept, the same command goes on") from None
-
-
-def write_json(path: Path, data: dict[str, Any]) -> None:
-    """``data``, indented."""
-    with whole(path) as file:
-        file.write((json.dumps(data, indent=1) + "\n").encode())
 
 
 def write_npz(path: Path, parts: Iterable[np.ndarray], shape: tuple[int, ...], labels: np.ndarray) -> None:
@@ -40,7 +29,7 @@ def write_npz(path: Path, parts: Iterable[np.ndarray], shape: tuple[int, ...], l
 
     One part is in memory at a time. The same input gives the same bytes. This is what ADM's evaluator reads.
     """
-    with whole(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+    with kept(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         with archive.open(zipfile.ZipInfo("arr_0.npy"), "w", force_zip64=True) as member:
             np.lib.format.write_array_header_1_0(member, {"descr": "|u1", "fortran_order": False, "shape": shape})
             for part in parts:

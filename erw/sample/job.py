@@ -27,7 +27,7 @@ from erw.errors import UserError
 from erw.latents import latent_space
 from erw.sample import manifest
 from erw.sample.blocks import Block, BlockSampler, Precision, check_precision, cut
-from erw.sample.files import lock, whole
+from erw.sample.files import kept, lock
 from erw.sample.labels import parse_labels
 from erw.sample.load import load_run, read_run
 from erw.sample.pictures import grid, to_uint8
@@ -146,5 +146,5 @@ def _draw_grid(store: Store, blocks: list[Block], path: Path) -> None:
     columns = min(10, math.ceil(math.sqrt(blocks[-1].stop)))
     wanted = columns * columns
     pixels = np.concatenate([store.read(block) for block in blocks if block.start < wanted])[:wanted]
-    with whole(path) as file:
+    with kept(path) as file:
         grid(pixels, columns, zoom=max(1, 64 // pixels.shape[1])).save(file, "png")

@@ -10,8 +10,9 @@ from torch import Tensor
 
 import erw
 from erw.errors import UserError
+from erw.files import json_bytes
 from erw.latents import LatentConfig
-from erw.sample.files import write_json
+from erw.sample.files import kept
 from erw.samplers import SampleConfig
 from erw.settings import to_dict
 
@@ -73,4 +74,5 @@ def check_same(folder: Path, found: dict[str, Any], asked: dict[str, Any]) -> No
 
 def write(folder: Path, asked: dict[str, Any], *, complete: bool, cost: dict[str, Any] | None) -> None:
     """``cost``: of the last call that sampled, how many images it added, on what and in what time."""
-    write_json(folder / NAME, {"complete": complete, "sampling": cost, "protocol": asked})
+    with kept(folder / NAME) as file:
+        file.write(json_bytes({"complete": complete, "sampling": cost, "protocol": asked}))

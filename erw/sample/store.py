@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from erw.sample.blocks import Block
-from erw.sample.files import whole, write_npz
+from erw.sample.files import kept, write_npz
 from erw.sample.pictures import picture
 
 Format = Literal["npz", "png", "webp"]
@@ -71,7 +71,7 @@ class ArrayStore:
         return self._file(block).exists()
 
     def keep(self, block: Block, pixels: np.ndarray) -> None:
-        with whole(self._file(block)) as file:
+        with kept(self._file(block)) as file:
             np.save(file, pixels)
 
     def read(self, block: Block) -> np.ndarray:
@@ -105,7 +105,7 @@ class PictureStore:
 
     def keep(self, block: Block, pixels: np.ndarray) -> None:
         def write(file: Path, one: np.ndarray) -> None:
-            with whole(file) as stream:
+            with kept(file) as stream:
                 picture(one).save(stream, self.kind, **_SAVE[self.kind])
 
         with ThreadPoolExecutor(_ENCODERS) as pool:
@@ -116,7 +116,7 @@ class PictureStore:
         return np.stack([image if image.ndim == 3 else image[..., None] for image in images])
 
     def finish(self, blocks: list[Block], labels: np.ndarray) -> None:
-        with whole(self._labels) as file:
+        with kept(self._labels) as file:
             np.save(file, labels)
 
     def clear(self) -> None:

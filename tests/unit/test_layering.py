@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # A file's floor is that of the longest prefix of its module name. It may import from its own floor and below.
 FLOORS = [
     {"erw.kernels"},
-    {"erw.errors", "erw.settings", "erw.types", "erw.rng", "erw.ops", "erw.cache", "erw.clock"},
+    {"erw.errors", "erw.files", "erw.settings", "erw.types", "erw.rng", "erw.ops", "erw.cache", "erw.clock"},
     {"erw.models", "erw.objectives", "erw.latents", "erw.align", "erw.flops", "erw.data", "erw.teachers"},
     {"erw.optim", "erw.samplers", "erw.evaluate", "erw.engine", "erw.step", "erw.config", "erw.checkpoint",
      "erw.public", "erw.convert", "erw.init_from",

@@ -204,7 +204,7 @@ def test_stopped_at_any_moment_it_goes_on_to_the_same_bytes(run, wholes, tmp_pat
         elif moment == "half a block":  # a file is written and not renamed yet
             names = iter(range(2 if form == "npz" else 6))  # the manifest, the first block, an image of the second
             replace = os.replace
-            patch.setattr("erw.sample.files.os.replace", lambda *a: replace(*a) if next(names, None) is not None else dying())
+            patch.setattr("erw.files.os.replace", lambda *a: replace(*a) if next(names, None) is not None else dying())
         elif moment == "result":
             store = "ArrayStore" if form == "npz" else "PictureStore"
             patch.setattr(f"erw.sample.store.{store}.finish", dying)
@@ -232,7 +232,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(run, wholes, tmp_path, monkey
             raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("erw.sample.files.os.fsync", sync)
+        patch.setattr("erw.files.os.fsync", sync)
         with pytest.raises(RankError, match=r"000002.npy cannot be written: No space left on device; finished images are kept"):
             sampled(run, tmp_path / "parts")
     assert len(list((tmp_path / "parts" / "blocks").glob("*.npy"))) == 2
