@@ -8,7 +8,7 @@ python train_ds.py in256-repa-b2 --dry-run
 import sys
 
 import erw  # noqa: F401  (first: it drops this folder from sys.path, where kernels/ would hide another package)
-from erw.build import build_step, check_data, settle_attention
+from erw.build import build_step, check_data
 from erw.config import TrainConfig
 from erw.data import open_dataset
 from erw.data.stream import stream
@@ -23,6 +23,7 @@ from erw.plan import Costs, plan_text
 from erw.profile.recorder import Profile
 from erw.repeatable import repeatable
 from erw.run import Run
+from erw.settle import settle
 from erw.teachers.features import FeatureSource
 
 
@@ -34,10 +35,10 @@ def train(config: TrainConfig) -> None:
     micro = micro_batch(config.train.batch, config.engine.accumulation, ranks.count)
     dataset, space = open_dataset(config.data), latent_space(config.latents)
     check_data(config, dataset, space)
-    config, attention = settle_attention(config, ranks)
+    config, decisions = settle(config, ranks)
     run = Run(config, ranks)
-    if attention:
-        run.telemetry.say(attention)
+    for line in decisions:
+        run.telemetry.say(line)
     if run.complete:
         run.finish()
         return

@@ -92,7 +92,9 @@ class OurStep:
         self.module.to(DTYPES[setup.precision])
         decay = optim.ema_decay(scene.batch)
         self.optimizer = (
-            PlainAdamW(masters, optim, decay) if setup.optimizer == "torch" else _adamw_ema(self.masters, optim, decay)
+            PlainAdamW(masters, optim, decay)
+            if setup.optimizer == "torch"
+            else _adamw_ema(self.masters, optim, decay, setup.compile)
         )
         self.forward = Graphed(self.module) if setup.graph else self.module
 
@@ -111,7 +113,7 @@ class OurStep:
         return {name: value.item() for name, value in (found | {"grad_norm": self.optimizer.grad_norm}).items()}
 
 
-def _adamw_ema(masters: list[Tensor], optim: OptimConfig, ema_decay: float) -> AdamWEMA:
+def _adamw_ema(masters: list[Tensor], optim: OptimConfig, ema_decay: float, compiled: bool) -> AdamWEMA:
     return AdamWEMA(
         param_groups(masters, optim.weight_decay),
         lr=optim.lr,
@@ -119,4 +121,5 @@ def _adamw_ema(masters: list[Tensor], optim: OptimConfig, ema_decay: float) -> A
         eps=optim.eps,
         ema_decay=ema_decay,
         max_norm=optim.clip,
+        compiled=compiled,
     )

@@ -102,7 +102,7 @@ def _plan(options: argparse.Namespace, device: torch.device) -> Plan:
         on_cuda=on_cuda,
         without=frozenset() if options.compile else frozenset({"compile"}),
         # On a CPU torch's own is the only one that is worth timing.
-        attention="sdpa" if options.attention == "auto" and not on_cuda else options.attention,
+        attention=options.attention,
         published=scenes[0].batch if options.reference_repo and scenes else None,
         phase=options.phase,
         rows=options.rows,

@@ -1,65 +1,19 @@
 """From settings and a phase to the module that trains in it."""
 
-import statistics
-from collections.abc import Callable
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from erw import ops
-from erw.clock import Stopwatch
 from erw.config import TrainConfig
-from erw.engine.config import micro_batch, read_ds_config, stage_of
-from erw.engine.ranks import Ranks
+from erw.engine.config import read_ds_config, stage_of
 from erw.errors import UserError
-from erw.kernels.attention import Problem, choose, unusable
 from erw.latents import Pixels, VaeLatents
 from erw.models.embed import rope_table
 from erw.models.sit import SiT, SiTConfig
 from erw.step import TrainStep, public_name
 from erw.types import Phase
-
-# What attention computes in; autocast's is that of the engine's deepspeed settings.
-_ATTENTION_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "autocast": torch.bfloat16}
-
-
-def settle_attention(config: TrainConfig, ranks: Ranks) -> tuple[TrainConfig, str]:
-    """(``config`` with the attention backend that the run will use, a line that says which and why; empty for ``sdpa``).
-
-    A named backend is tried, forward and backward, on the run's own head width, tokens, micro-batch and dtype. ``auto``
-    measures them all there, on a CUDA device, and the first rank's choice is every rank's; on a CPU it is ``sdpa``. Called
-    once, before training starts. Raises `UserError` for a backend that cannot run. Collective.
-    """
-    name = config.engine.attention
-    if name == "sdpa":
-        return config, ""
-    model, engine = config.model, config.engine
-    problem = Problem(
-        micro_batch(config.train.batch, engine.accumulation, ranks.count), model.num_heads, model.tokens,
-        model.width // model.num_heads, _ATTENTION_DTYPES[engine.precision], ranks.device,
-    )  # fmt: skip
-    if name != "auto":
-        if reason := unusable(name, problem):
-            raise UserError(f"--engine.attention {name} cannot run here: {reason}")
-        return config, f"attention: {name}, by name"
-    chosen, found = choose(problem, _clock(ranks.device))
-    chosen = ranks.agree(chosen)
-    took = [f"{n} {v if isinstance(v, str) else f'{v * 1e3:.3f} ms'}" for n, v in found.items()]
-    report = f"attention: {chosen}, by auto (forward and backward of a block: {'; '.join(took)})"
-    return replace(config, engine=replace(engine, attention=chosen)), report
-
-
-def _clock(device: torch.device) -> Callable[[Callable[[], None]], float]:
-    """Seconds of one call, the median of five measurements of four calls, after three that do not count."""
-    stopwatch = Stopwatch(device)
-
-    def seconds(run: Callable[[], None]) -> float:
-        for _ in range(3):
-            run()
-        return statistics.median(stopwatch(run, calls=4) for _ in range(5))
-
-    return seconds
 
 
 def build_step(config: TrainConfig, phase: Phase, carried: dict[str, Tensor] | None = None,

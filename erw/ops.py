@@ -10,7 +10,6 @@ Precision rule of every op: arithmetic in fp32 (fp64 for fp64 input), result rou
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -120,16 +119,14 @@ FUSED = OpSet(
 
 
 def resolve(name: str, attention: str = "sdpa") -> OpSet:
-    """The op set called ``name``: reference (plain PyTorch), fused (kernels) or auto; with ``attention``'s backend in it.
+    """The op set called ``name``: reference (plain PyTorch), fused (kernels) or auto, which is reference until `erw.settle` has
+    asked the device; with ``attention``'s backend in it.
 
-    ``auto`` is fused on a CUDA device and reference elsewhere, decided here and nowhere later. Raises `UserError` for a name
-    that is not known and for a backend whose package is missing.
+    Raises `UserError` for a name that is not known and for a backend whose package is missing.
     """
-    if name == "auto":
-        name = "fused" if torch.cuda.is_available() else "reference"
-    if name not in ("reference", "fused"):
+    if name not in ("auto", "reference", "fused"):
         raise UserError(f"--engine.ops {name} is not known; known: auto, reference, fused")
-    opset = REFERENCE if name == "reference" else FUSED
+    opset = FUSED if name == "fused" else REFERENCE
     try:
         return opset if attention == "sdpa" else replace(opset, attention=attention_backend(attention))
     except (ValueError, ImportError) as error:

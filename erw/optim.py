@@ -88,14 +88,15 @@ class AdamWEMA(torch.optim.Optimizer):
     ``max_norm`` (0: any norm) clips by global norm and leaves everything untouched, the step counter too, where the norm is
     not finite, without the host waiting for the device; None leaves both to someone else. It needs all gradients of this
     process in one call. ``sharded``: they are a part of the whole, each process of the default group having another.
-    ``kernels`` = False runs plain PyTorch on CUDA too.
+    ``kernels`` = False runs plain PyTorch on CUDA too; ``compiled``: on a CPU torch.compile makes one pass of it.
     """
 
     def __init__(self, params, *, lr: float, betas: tuple[float, float], eps: float, weight_decay: float = 0.0,
-                 ema_decay: float, max_norm: float | None = None, sharded: bool = False, kernels: bool = True):  # fmt: skip
+                 ema_decay: float, max_norm: float | None = None, sharded: bool = False, kernels: bool = True,
+                 compiled: bool = False):  # fmt: skip
         defaults = {"lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay, "ema_decay": ema_decay}
         super().__init__(params, defaults)
-        self.max_norm, self.sharded, self.kernels = max_norm, sharded, kernels
+        self.max_norm, self.sharded, self.kernels, self.compiled = max_norm, sharded, kernels, compiled
         self.grad_norm: Tensor | None = None
 
     def init_state(self, tensors: Iterable[Tensor] | None = None) -> None:
@@ -141,5 +142,5 @@ class AdamWEMA(torch.optim.Optimizer):
             rates = {key: group[key] for key in ("lr", "eps", "weight_decay", "ema_decay")}
             adamw_ema_list(
                 params, [p.grad for p in params], *moments, steps=steps, beta1=beta1, beta2=beta2, grad_scale=scale,
-                keep=keep, kernels=self.kernels, **rates,
+                keep=keep, kernels=self.kernels, compiled=self.compiled, **rates,
             )  # fmt: skip

@@ -1,14 +1,16 @@
 """The plain formulas of `erw.kernels.adamw_ema`: its reference, and its twin for CPUs.
 
-The twin runs them operation by operation over slices that stay in cache, with the bits that whole tensors give to one thread.
+The twin goes over slices that stay in cache, AdamW in torch's own pass; compiled, all of it is one pass.
 """
 
+from collections.abc import Callable
+from functools import cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-_SLICE = 32768  # elements a CPU thread does at a time: six such arrays fit into its second-level cache
+_SLICE = 2**18  # elements: five such fp32 arrays fit into a CPU's caches, and a loop over them is longer than its start
 
 
 class Rates(NamedTuple):
@@ -73,17 +75,6 @@ def _apply(shared: _Shared, params, grads, exp_avgs, exp_avg_sqs, emas) -> None:
     torch._foreach_add_(emas, differences)
 
 
-def _apply_to_one(shared: _Shared, param, grad, exp_avg, exp_avg_sq, ema, scratch: Tensor | None) -> None:
-    """`_apply` to one tensor, bit for bit, with one array of intermediate results that is used over and over."""
-    exp_avg.mul_(shared.forget1).add_(grad, alpha=shared.rest1)
-    exp_avg_sq.mul_(shared.forget2).addcmul_(grad, grad, value=shared.rest2)
-    if shared.shrink is not None:
-        param.mul_(shared.shrink)
-    scratch = torch.sqrt(exp_avg_sq, out=scratch).div_(shared.root).add_(shared.eps)
-    param.add_(torch.div(exp_avg, scratch, out=scratch).mul_(shared.size))
-    ema.add_(torch.sub(param, ema, out=scratch).mul_(shared.follow))
-
-
 def run_plain(params, grads, exp_avgs, exp_avg_sqs, emas, copies, steps, rates: Rates, grad_scale, keep) -> None:
     """`adamw_ema_list` in plain PyTorch without branches, on any device and in any float dtype."""
     grads = [grad.to(param.dtype) for grad, param in zip(grads, params, strict=True)]
@@ -124,28 +115,64 @@ def laid_out_as(tensor: Tensor, other: Tensor) -> Tensor:
     return tensor if same_layout(tensor, other) else torch.empty_like(other, dtype=tensor.dtype).copy_(tensor)
 
 
+Update = Callable[[list[Tensor], Tensor | None, Tensor | None], None]
+
+
 def run_twin(params, grads, exp_avgs, exp_avg_sqs, emas, copies, steps, rates: Rates, grad_scale, keep) -> None:
     """`adamw_ema_list` on CPUs, where reading ``keep`` makes nobody wait."""
+    _run(_sliced, params, grads, exp_avgs, exp_avg_sqs, emas, copies, steps, rates, grad_scale, keep)
+
+
+def run_compiled(params, grads, exp_avgs, exp_avg_sqs, emas, copies, steps, rates: Rates, grad_scale, keep) -> None:
+    """`run_twin` by torch.compile: one pass, for which a C++ compiler must be there."""
+    _run(_compiled, params, grads, exp_avgs, exp_avg_sqs, emas, copies, steps, rates, grad_scale, keep)
+
+
+def _run(way: Callable[[Tensor, Rates], Update], params, grads, exp_avgs, exp_avg_sqs, emas, copies, steps, rates, grad_scale,
+         keep) -> None:  # fmt: skip
     if keep is not None and not keep:
         return
     torch._foreach_add_(steps, 1.0)
-    shared = _shared(steps[0], rates, keep)
-    most, scratch = _SLICE * torch.get_num_threads(), None
+    update = way(steps[0], rates)
     for i, (param, grad) in enumerate(zip(params, grads, strict=True)):
-        tensors = [
-            param,
-            laid_out_as(grad, param),
-            exp_avgs[i],
-            exp_avg_sqs[i],
-            emas[i],
-            *(copies[i : i + 1] if copies else ()),
-        ]
-        pieces = [tensors]
-        if large := param.numel() > most:
-            scratch = param.new_empty(most) if scratch is None else scratch
-            pieces = zip(*(_flat(tensor).split(most) for tensor in tensors), strict=True)
-        for p, g, m, v, e, *copy in pieces:
+        if param.numel():
+            tensors = [param, laid_out_as(grad, param), exp_avgs[i], exp_avg_sqs[i], emas[i]]
+            update([_flat(t) for t in tensors], _flat(copies[i]) if copies else None, grad_scale)
+
+
+def _sliced(step: Tensor, rates: Rates) -> Update:
+    settings = {"lr": rates.lr, "beta1": rates.beta1, "beta2": rates.beta2, "weight_decay": rates.weight_decay,
+                "eps": rates.eps, "amsgrad": False, "maximize": False}  # fmt: skip
+
+    def update(tensors: list[Tensor], copy: Tensor | None, grad_scale: Tensor | None) -> None:
+        copies = [None] * (-(-tensors[0].numel() // _SLICE)) if copy is None else copy.split(_SLICE)
+        for (p, g, m, v, e), c in zip(zip(*(t.split(_SLICE) for t in tensors), strict=True), copies, strict=True):
             g = g.to(p.dtype) if grad_scale is None else g.to(p.dtype) * grad_scale
-            _apply_to_one(shared, p, g, m, v, e, scratch[: p.numel()] if large else None)
-            for c in copy:
+            torch._fused_adamw_([p], [g], [m], [v], [], [step], **settings)
+            e.lerp_(p, 1 - rates.ema_decay)
+            if c is not None:
                 c.copy_(p)
+
+    return update
+
+
+def _compiled(step: Tensor, rates: Rates) -> Update:
+    # A rate that changes is a tensor, or each value of it would be compiled.
+    shared = _shared(step, rates._replace(lr=torch.as_tensor(rates.lr, dtype=step.dtype)), None)
+
+    def update(tensors: list[Tensor], copy: Tensor | None, grad_scale: Tensor | None) -> None:
+        _one_pass()(shared, *tensors, copy, grad_scale)
+
+    return update
+
+
+@cache
+def _one_pass() -> Callable[..., None]:
+    return torch.compile(_apply_to_one, dynamic=True)
+
+
+def _apply_to_one(shared: _Shared, param, grad, exp_avg, exp_avg_sq, ema, copy, grad_scale) -> None:
+    grad = grad.to(param.dtype) if grad_scale is None else grad.to(param.dtype) * grad_scale
+    _apply(shared, [param], [grad], [exp_avg], [exp_avg_sq], [ema])
+    if copy is not None:
+        copy.copy_(param)

@@ -22,7 +22,7 @@ import triton.language as tl
 from torch import Tensor
 
 from erw.kernels import apex
-from erw.kernels._adamw import Rates, adamw_ema_reference, laid_out_as, run_plain, run_twin, same_layout
+from erw.kernels._adamw import Rates, adamw_ema_reference, laid_out_as, run_compiled, run_plain, run_twin, same_layout
 from erw.kernels._check import FLOATS, dense
 from erw.kernels._launch import device_of, launch, runs_kernels
 from erw.kernels._norm import sum_of_squares
@@ -197,11 +197,12 @@ def adamw_ema_list(
     params: list[Tensor], grads: list[Tensor], exp_avgs: list[Tensor], exp_avg_sqs: list[Tensor], emas: list[Tensor], *,
     steps: list[Tensor], lr: float | Tensor, beta1: float, beta2: float, eps: float, weight_decay: float, ema_decay: float,
     grad_scale: Tensor | None = None, keep: Tensor | None = None, copies: list[Tensor] | None = None, kernels: bool = True,
+    compiled: bool = False,
 ) -> None:  # fmt: skip
     """`adamw_ema` of several tensors on one device that have taken as many steps, each with its own counter in ``steps``.
 
     On a CPU, or without ``kernels``, it is the plain formulas, even under Triton's interpreter, which would take hours
-    over a model.
+    over a model; ``compiled``: on a CPU by torch.compile, in one pass, which needs a C++ compiler.
     """
     if not params:
         return
@@ -210,7 +211,7 @@ def adamw_ema_list(
     kernels = kernels and on_cuda
     scalars = {f"steps[{i}]": step for i, step in enumerate(steps)} | {"lr": lr, "grad_scale": grad_scale, "keep": keep}
     _check(kernels, params, grads, exp_avgs, exp_avg_sqs, emas, copies, scalars)
-    run = _run_kernels if kernels else run_plain if on_cuda else run_twin
+    run = _run_kernels if kernels else run_plain if on_cuda else run_compiled if compiled else run_twin
     run(params, grads, exp_avgs, exp_avg_sqs, emas, copies, steps, rates, grad_scale, keep)
     torch.autograd.graph.increment_version([*params, *exp_avgs, *exp_avg_sqs, *emas, *(copies or [])])
 

@@ -4,6 +4,7 @@
     math       torch's plain form (any device, any dtype)                         (B, heads, T, H)
     sdpa       torch.nn.functional.scaled_dot_product_attention, torch's choice   (B, heads, T, H)
     flash, efficient, cudnn    the same, held to that one of torch's kernels      (B, heads, T, H)
+    matmul     torch's forward, a backward of matmuls (any float dtype); CPUs     (B, heads, T, H)
     fa2        flash-attn 2 (flash_attn)                                          (B, T, heads, H)
     fa3        flash-attn 3 (flash_attn_interface), Hopper                        (B, T, heads, H)
     fa4        flash-attn 4 (flash_attn.cute), Hopper and Blackwell               (B, T, heads, H)
@@ -25,6 +26,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from erw.kernels._matmul_attention import matmul_attention
+
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 _TORCH = {
@@ -40,7 +43,7 @@ _PACKAGES = {
     "fa4": ("flash_attn.cute", "flash_attn_func"),
     "xformers": ("xformers.ops", "memory_efficient_attention"),
 }
-BACKENDS = ("math", "sdpa", "flash", "efficient", "cudnn", *_PACKAGES)
+BACKENDS = ("math", "sdpa", "flash", "efficient", "cudnn", "matmul", *_PACKAGES)
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,8 @@ def attention_backend(name: str) -> Attention:
     """The function of backend ``name``. Raises ValueError for an unknown one, ImportError where its package is missing."""
     if name == "sdpa":
         return F.scaled_dot_product_attention
+    if name == "matmul":
+        return matmul_attention
     if name in _TORCH:
         return _held_to(_TORCH[name])
     if name not in _PACKAGES:
@@ -136,10 +141,8 @@ def _reason(error: Exception, said: list[str]) -> str:
 def choose(problem: Problem, time: Callable[[Callable[[], None]], float]) -> tuple[str, dict[str, float | str]]:
     """(the fastest backend for ``problem``, what each took or why it cannot).
 
-    ``time(run)`` gives the seconds of one forward and backward; the caller owns the clock. On a CPU it is ``sdpa``, untimed.
+    ``time(run)`` gives the seconds of one forward and backward; the caller owns the clock.
     """
-    if problem.device.type == "cpu":
-        return "sdpa", {"sdpa": "the only one on a CPU that is worth timing"}
     found: dict[str, float | str] = {}
     for name in BACKENDS:
         if name == "math":

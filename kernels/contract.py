@@ -109,6 +109,21 @@ def faults(spec: Spec, case: Case, dtypes: str, options: dict, device: str = "cp
     return [check for check in checks(spec, case, dtypes, options, device, op) if check.broken]
 
 
+def broken(case: Case, dtypes: str, device: str) -> list[str]:
+    """Of every operation, in a line, what breaks the contract in its first variant, or why it cannot run; empty: none."""
+    from erw.kernels import SPECS
+
+    found = []
+    for spec in SPECS:
+        try:
+            found += [
+                f"{spec.name}: {fault}" for fault in faults(spec, case, dtypes, next(iter(spec.options.values())), device)
+            ]
+        except Exception as error:  # whatever compiling and launching raise
+            found.append(f"{spec.name}: {(str(error).strip().splitlines() or [type(error).__name__])[0]}")
+    return found
+
+
 def checks(spec: Spec, case: Case, dtypes: str, options: dict, device: str = "cpu", op=None) -> list[Check]:
     """Each output and gradient, rows of each kind apart. ``op`` stands in for the operation's own."""
     inputs = drawn(spec, case, dtypes, device)

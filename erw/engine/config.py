@@ -42,10 +42,13 @@ class EngineConfig:
         "none", "activation checkpointing of blocks: keep all, keep matmul results, keep only inputs"
     )
     ops: Literal["auto", "reference", "fused"] = setting(
-        "reference", "operations: reference: plain PyTorch; fused: our kernels; auto: fused on a CUDA device"
+        "auto", "operations: reference: plain PyTorch; fused: our kernels; auto: fused on a CUDA device where they pass a check"
     )
-    attention: Literal["auto", "math", "sdpa", "flash", "efficient", "cudnn", "fa2", "fa3", "fa4", "xformers"] = setting(
-        "sdpa", "attention backend: sdpa: torch's choice; another by name (erw.kernels.attention); auto: the fastest, measured"
+    attention: Literal["auto", "math", "sdpa", "flash", "efficient", "cudnn", "matmul", "fa2", "fa3", "fa4", "xformers"] = (
+        setting(
+            "sdpa",
+            "attention backend: sdpa: torch's choice; another by name (erw.kernels.attention); auto: the fastest, measured",
+        )
     )
     compile: Literal["none", "blocks"] = setting(
         "none", "torch.compile of each block, in place; the first steps take minutes, and need a C++ compiler on a CPU"

@@ -45,6 +45,7 @@ class Engine:
             max_norm=optim.clip if self.clips else None,
             sharded=self.stage > 0 and ranks.count > 1,
             kernels=config.ops != "reference",
+            compiled=config.compile == "blocks",
         )
         self._deepspeed, wrapped, _, _ = deepspeed.initialize(
             model=step, optimizer=self.optimizer, config=ds_dict, dist_init_required=False

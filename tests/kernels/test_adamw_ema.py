@@ -1,10 +1,12 @@
 """What the contract does not see of `adamw_ema`: skips bit for bit, many steps, lists, replays, the twin for CPUs."""
 
+import shutil
+
 import pytest
 import torch
 
 from erw.kernels import _adamw, adamw_ema, adamw_ema_list, clip_coefficient, grad_norm_sq
-from erw.kernels._adamw import Rates, adamw_ema_reference, run_plain, run_twin
+from erw.kernels._adamw import Rates, adamw_ema_reference, run_compiled, run_plain, run_twin
 from erw.kernels._launch import INTERPRETED
 from erw.kernels._norm import sum_of_squares
 from erw.kernels.adamw_ema import _run_kernels
@@ -130,25 +132,34 @@ def lists(shapes, seed=0):
 SHAPES = [(5,), (40, 33), (1,), (0,), (6, 64), (2000,)]
 
 
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs g++ on a CPU")
+
+
+@pytest.mark.skipif(DEVICE != "cpu", reason="the twin is for CPUs")
+@pytest.mark.parametrize("run", [run_twin, pytest.param(run_compiled, marks=needs_compiler)])
 @pytest.mark.parametrize("clipped", [False, True])
-def test_slices_give_the_bits_of_whole_tensors(clipped, monkeypatch):
-    if DEVICE != "cpu":
-        pytest.skip("the twin is for CPUs")
+def test_slices_and_compiled_code_give_what_whole_tensors_do(run, clipped, monkeypatch):
     monkeypatch.setattr(_adamw, "_SLICE", 256)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        found = []
-        for run in (run_twin, run_plain):
-            columns, steps = lists(SHAPES)
-            copies = [torch.zeros_like(p, dtype=torch.bfloat16) for p in columns[0]]
-            shared = (scalar(0.3), scalar(1.0)) if clipped else (None, None)
-            for _ in range(2):
-                run(*columns, copies, steps, Rates(lr=1e-3, **RATES), *shared)
-            found.append([*steps, *copies, *(t for column in columns for t in column)])
-    finally:
-        torch.set_num_threads(threads)
-    assert all(same_bits(a, b) for a, b in zip(*found, strict=True))
+    found = []
+    for way in (run, run_plain):
+        columns, steps = lists(SHAPES)
+        copies = [torch.zeros_like(p, dtype=torch.bfloat16) for p in columns[0]]
+        shared = (scalar(0.3), scalar(1.0)) if clipped else (None, None)
+        for rate in (1e-3, 2e-3):
+            way(*columns, copies, steps, Rates(lr=rate, **RATES), *shared)
+        found.append([*steps, *copies, *(t for column in columns for t in column)])
+    for a, b in zip(*found, strict=True):
+        assert torch.allclose(a, b, rtol=2e-6 if a.dtype == torch.float32 else 2**-8, atol=5e-7)  # an ulp or two
+
+
+@pytest.mark.skipif(DEVICE != "cpu", reason="a CPU's")
+@needs_compiler
+def test_a_rate_that_changes_compiles_nothing_new():
+    torch.compiler.reset()
+    columns, steps = lists([(70,)])
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for rate in (1e-3, 2e-3, torch.tensor(3e-3)):
+            run_compiled(*columns, None, steps, Rates(lr=rate, **RATES), None, None)
 
 
 @pytest.mark.parametrize("keep", [None, 0.0, 1.0])

@@ -7,7 +7,7 @@ import torch
 
 from erw.kernels import SPECS, Case
 from erw.kernels._launch import INTERPRETED
-from erw.kernels.contract import drawn, faults, outcome, sizes, small, variants
+from erw.kernels.contract import broken, drawn, faults, outcome, sizes, small, variants
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 pytestmark = pytest.mark.skipif(DEVICE == "cpu" and not INTERPRETED, reason="needs a CUDA device or TRITON_INTERPRET=1")
@@ -177,3 +177,19 @@ def test_a_wrong_dtype_or_device_is_named(spec):
     name = list(spec.roles)[-1]
     with pytest.raises(ValueError, match=f"{name} has shape .*, should be"):
         spec.op(**inputs | {name: inputs[name].unsqueeze(0).unsqueeze(0)}, **options)
+
+
+def test_what_is_broken_on_a_device_is_named(monkeypatch):
+    good = next(spec for spec in SPECS if spec.name == "gated_residual")
+
+    def wrong(**given):
+        return good.op(**given) * 1.001
+
+    def raising(**given):
+        raise RuntimeError("no PTX for this chip\nand more")
+
+    specs = (good, replace(good, name="wrong", op=wrong), replace(good, name="raising", op=raising))
+    monkeypatch.setattr("erw.kernels.SPECS", specs)
+    found = broken(small(good), "mixed", DEVICE)
+    assert found[-1] == "raising: no PTX for this chip" and len(found) > 1
+    assert all(line.startswith("wrong: ") and "exceeds" in line for line in found[:-1])

@@ -1,6 +1,5 @@
-"""``--engine.attention``: decided once, before training starts; never changed silently."""
+"""What ``auto`` becomes, operations and attention: decided once, before training starts; never changed silently."""
 
-import sys
 import time
 import typing
 from dataclasses import replace
@@ -10,8 +9,8 @@ import torch
 import torch.nn.functional as F
 
 import train_ds
-from erw import build, ops
-from erw.build import build_step, settle_attention
+from erw import ops, settle
+from erw.build import build_step
 from erw.engine.config import EngineConfig
 from erw.engine.ranks import Ranks
 from erw.errors import UserError
@@ -19,6 +18,7 @@ from erw.kernels.attention import BACKENDS, Problem
 from tiny import random_step_inputs, tiny
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
+GPU = Ranks(0, 1, torch.device("cuda"))
 
 
 def settings(tmp_path, attention: str, **engine):
@@ -33,14 +33,15 @@ def test_the_names_are_those_of_the_front():
 
 def test_the_default_is_torchs_and_says_nothing(tmp_path):
     config = settings(tmp_path, "sdpa")
-    assert settle_attention(config, ALONE) == (config, "")
+    assert settle.settle_attention(config, ALONE) == (config, "")
     assert ops.resolve("reference") is ops.REFERENCE
 
 
-def test_auto_on_a_cpu_is_sdpa_and_says_so(tmp_path):
-    config, line = settle_attention(settings(tmp_path, "auto"), ALONE)
-    assert config == settings(tmp_path, "sdpa")
-    assert line.startswith("attention: sdpa, by auto") and "\n" not in line
+def test_auto_on_a_cpu_measures_what_can_run_there(tmp_path):
+    config, line = settle.settle_attention(settings(tmp_path, "auto"), ALONE)
+    name = config.engine.attention
+    assert name in ("sdpa", "flash", "matmul") and config == settings(tmp_path, name)
+    assert line.startswith(f"attention: {name}, by auto") and "; matmul " in line and "\n" not in line
 
 
 def test_auto_measures_the_run_s_own_problem(tmp_path, monkeypatch):
@@ -50,9 +51,9 @@ def test_auto_measures_the_run_s_own_problem(tmp_path, monkeypatch):
         asked.append((problem, time(lambda: None)))
         return "flash", {"sdpa": 0.002, "flash": 0.0015, "fa2": "No module named 'flash_attn'"}
 
-    monkeypatch.setattr(sys.modules["erw.kernels.attention"], "choose", choose)
+    monkeypatch.setattr(settle, "choose", choose)
     config = settings(tmp_path, "auto", accumulation=2, precision="autocast")
-    settled, line = settle_attention(config, ALONE)
+    settled, line = settle.settle_attention(config, ALONE)
     (problem, seconds), model = asked[0], config.model
     assert problem == Problem(8, model.num_heads, model.tokens, model.width // model.num_heads, torch.bfloat16, ALONE.device)
     assert 0 <= seconds < 0.1
@@ -69,12 +70,12 @@ def test_the_first_rank_decides(tmp_path, monkeypatch):
 
     monkeypatch.setattr("torch.distributed.broadcast_object_list", broadcast)
     assert Ranks(1, 2, torch.device("cpu")).agree("cudnn") == "flash" and sent == [(["cudnn"], 0)]
-    settled, line = settle_attention(settings(tmp_path, "auto"), Ranks(1, 2, torch.device("cpu")))
+    settled, line = settle.settle_attention(settings(tmp_path, "auto"), Ranks(1, 2, torch.device("cpu")))
     assert settled.engine.attention == "flash" and line.startswith("attention: flash")
 
 
 def test_a_named_backend_is_what_the_model_runs(tmp_path, monkeypatch):
-    config, line = settle_attention(settings(tmp_path, "math"), ALONE)
+    config, line = settle.settle_attention(settings(tmp_path, "math"), ALONE)
     assert config.engine.attention == "math" and line == "attention: math, by name"
     phase = config.method.phase(0)
     step = build_step(config, phase)
@@ -113,4 +114,28 @@ def test_auto_must_be_settled_first_and_missing_packages_are_named(tmp_path):
 
 
 def test_the_clock_measures_seconds():
-    assert 0.002 <= build._clock(torch.device("cpu"))(lambda: time.sleep(0.002)) < 0.02
+    assert 0.002 <= settle._clock(torch.device("cpu"))(lambda: time.sleep(0.002)) < 0.02
+
+
+def test_ops_are_plain_on_a_cpu(tmp_path):
+    config, lines = settle.settle(settings(tmp_path, "sdpa"), ALONE)
+    assert config.engine.ops == "reference" and lines == []
+
+
+def test_ops_are_fused_where_every_kernel_keeps_its_contract(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(settle, "broken", lambda *given: asked.append(given) or [])
+    config = settings(tmp_path, "sdpa", precision="bf16")
+    settled, line = settle.settle_ops(config, GPU)
+    assert settled.engine.ops == "fused" and line.startswith("operations: fused, by auto")
+    (case, dtypes, device), model = asked[0], config.model
+    assert (case.width, case.heads, dtypes, device) == (model.width, model.num_heads, "mixed", "cuda")
+    named = settings(tmp_path, "sdpa", ops="reference")
+    assert settle.settle_ops(named, GPU) == (named, "") and len(asked) == 1
+
+
+def test_a_broken_kernel_is_named_and_not_used(tmp_path, monkeypatch):
+    monkeypatch.setattr(settle, "broken", lambda *_: ["bias_gelu: out0: 1 exceeds 0.1", "adamw_ema: no PTX"])
+    settled, line = settle.settle_ops(settings(tmp_path, "sdpa"), GPU)
+    assert settled.engine.ops == "reference"
+    assert "kernels break their contract here: bias_gelu: out0: 1 exceeds 0.1; adamw_ema: no PTX" in line
