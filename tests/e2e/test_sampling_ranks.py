@@ -21,7 +21,7 @@ from sampling import OPTIONS, evaluate
 from untrained import untrained
 
 pytestmark = [pytest.mark.slow, pytest.mark.dist]
-LONG = [*OPTIONS, "--steps", "150"]
+LONG = ["--count", "22", "--batch", "4", "--guidance", "1.5", "--steps", "150"]
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def one(run, tmp_path_factory):
     out, alone = tmp_path_factory.mktemp("one"), Ranks(0, 1, torch.device("cpu"))
     with one_thread():
         evaluate(run, out / "eval", alone)
-        run_job(SampleJob(path=run, out=out / "png", format="png", count=22, batch=4), alone)
+        run_job(SampleJob(path=run, out=out / "png", format="png", count=26, batch=12), alone)
         cli.main(["sample", str(run), "--out", str(out / "npz"), *OPTIONS])
         cli.main(["sample", str(run), "--out", str(out / "long"), *LONG])
     return out
@@ -58,7 +58,7 @@ def test_the_ranks_change_no_byte_and_no_figure(run, one, run_erw, tmp_path, ran
     done = run_erw(run, tmp_path, ranks=ranks, program="tests/support/sampling.py")
     assert done.returncode == 0, done.stderr[-3000:]
     assert (tmp_path / "npz" / "samples.npz").read_bytes() == (one / "npz" / "samples.npz").read_bytes()
-    assert len(pictures(tmp_path)) == 22 and pictures(tmp_path) == pictures(one)
+    assert len(pictures(tmp_path)) == 26 and pictures(tmp_path) == pictures(one)
     assert json.loads((tmp_path / "npz" / "manifest.json").read_text())["sampling"]["ranks"] == ranks
     rows = [(folder / "eval" / "evals.jsonl").read_text() for folder in (one, tmp_path)]
     assert json.loads(rows[0])["frechet"] > 0 and rows[0] == rows[1]

@@ -20,15 +20,15 @@ from erw.evaluate.running import RunningEvaluation
 from erw.run import Run
 from erw.sample.job import SampleJob, run_job
 
-OPTIONS = ["--count", "22", "--batch", "4", "--guidance", "1.5", "--labels", "random"]
+OPTIONS = ["--count", "26", "--batch", "12", "--guidance", "1.5", "--labels", "random"]
 
 
 def evaluate(run: Path, out: Path, ranks: Ranks) -> None:
-    """Judge 22 images of the EMA in ``run``; an engine that holds it is all that is not real here."""
+    """Judge 26 images of the EMA in ``run``; an engine that holds it is all that is not real here."""
     (checkpoint,) = (run / "checkpoints").iterdir()
     config = config_from_dict(read_meta(checkpoint).config)
     train = replace(config.train, out=str(out), resume="none", tensorboard=False)
-    config = replace(config, train=train, eval=replace(config.eval, name="digits", count=22, batch=4))
+    config = replace(config, train=train, eval=replace(config.eval, name="digits", count=26, batch=12))
     ema = read_tensors(checkpoint, "ema")
     step = build_step(config, config.method.phase(0))
     engine = SimpleNamespace(read=lambda key, device: {k: v.to(device) for k, v in ema.items()}, step_module=step)
@@ -41,5 +41,5 @@ if __name__ == "__main__":
     run, out = map(Path, sys.argv[1:])
     ranks = join_ranks()
     evaluate(run, out / "eval", ranks)
-    run_job(SampleJob(path=run, out=out / "png", format="png", count=22, batch=4), ranks)
+    run_job(SampleJob(path=run, out=out / "png", format="png", count=26, batch=12), ranks)
     cli.main(["sample", str(run), "--out", str(out / "npz"), *OPTIONS])  # last, for it leaves the group
