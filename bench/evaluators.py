@@ -24,9 +24,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from erw.bench._env import fingerprint
 from erw.bench._record import RESULTS
 from erw.bench._section import with_section
+from erw.environment import fingerprint
 from erw.errors import UserError, exits_cleanly
 from erw.evaluate.frechet import Moments, frechet_distance
 from erw.evaluate.inception import FILES, build, read_weights
