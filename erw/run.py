@@ -1,7 +1,7 @@
 """One run's folder and its progress: where it stands, what was saved, what was spent.
 
 runs/NAME/config.json         the resolved settings
-          metrics.jsonl       one line a report; tensorboard/ holds the same
+          metrics.jsonl       one line a report, and one an evaluation; tensorboard/ holds the same
           evals.jsonl         one line an evaluation
           starts.jsonl        one line a start or resume: image, date, commit, versions, device
           accounts.json       images, seconds, FLOPs, device-hours by phase; evaluation, saving, teacher apart

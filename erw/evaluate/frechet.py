@@ -8,6 +8,7 @@ from torch import Tensor
 from erw.errors import UserError
 
 ENOUGH_PER_DIMENSION = 10
+RESIDUAL_LIMIT = 1e-6
 
 
 @dataclass(frozen=True)
@@ -45,17 +46,42 @@ def frechet_distance(a: Moments, b: Moments) -> float:
     eigenvalues of S_a^(1/2) S_b S_a^(1/2), which are those of S_a S_b. Taking singular values squares nothing, so
     covariances of low rank keep their digits. S_a S_b itself is not symmetric, and the general matrix square root it
     would need has been wrong by orders of magnitude on such products (scipy 1.11.2 to 1.12, its issue 19415).
+
+    What LAPACK returned is put back into the equations that it should solve, and `UserError` raised where it does not.
     """
     if a.mean.shape != b.mean.shape:
         raise ValueError(f"features of {len(a.mean)} and {len(b.mean)} dimensions cannot be compared")
-    cross = torch.linalg.svdvals(_factor(a.covariance).T @ _factor(b.covariance)).sum()
-    shift = (a.mean - b.mean).square().sum()
-    distance = shift + a.covariance.trace() + b.covariance.trace() - 2 * cross
+    left, right = factor(a.covariance), factor(b.covariance)
+    values = torch.linalg.svdvals(left.T @ right)
+    # The squares of the singular values add up to tr(S_a S_b), which takes no decomposition to know.
+    product = float((a.covariance * b.covariance).sum())
+    _require(abs(float(values.square().sum()) - product), float(a.covariance.norm() * b.covariance.norm()))
+    distance = squared_shift(a, b) + a.covariance.trace() + b.covariance.trace() - 2 * values.sum()
     # Exact arithmetic never goes below zero; rounding does, for equal inputs.
     return max(float(distance), 0.0)
 
 
-def _factor(covariance: Tensor) -> Tensor:
-    """F (D, D) with F F^T = ``covariance``; rounding's negative eigenvalues count as zero."""
+def squared_shift(a: Moments, b: Moments) -> Tensor:
+    """|mu_a - mu_b|^2, a scalar in fp64."""
+    return (a.mean - b.mean).square().sum()
+
+
+def factor(covariance: Tensor) -> Tensor:
+    """F (D, D) with F F^T = ``covariance`` (D, D) fp64. Raises `UserError` where it is not symmetric and positive.
+
+    Eigenvalues that rounding alone explains count as zero: their roots, 1e-8 each, would add up over a large null space.
+    """
     values, vectors = torch.linalg.eigh(covariance)
-    return vectors * values.clamp_min(0).sqrt()
+    noise = len(values) * torch.finfo(values.dtype).eps * values.abs().max()
+    found = vectors * torch.where(values > noise, values, 0).sqrt()
+    _require(float((found @ found.T - covariance).norm()), float(covariance.norm()))
+    return found
+
+
+def _require(residual: float, scale: float) -> None:
+    """Raise `UserError` unless ``residual`` is small beside ``scale``; NaN is not."""
+    if not residual <= RESIDUAL_LIMIT * scale:
+        raise UserError(
+            f"the root of the covariances leaves a residual of {residual:.3g} where {scale:.3g} is decomposed: the statistics"
+            " are no covariances, or this machine's LAPACK is at fault (try another torch build)"
+        )

@@ -1,6 +1,5 @@
 """``erw report``: several runs as one page of HTML that holds everything it shows and loads nothing."""
 
-import os
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,6 +9,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from erw import __version__
 from erw.errors import UserError
+from erw.files import whole
 from erw.plan import phase_words, phases
 from erw.report.charts import COLOURS
 from erw.report.differences import GROUPS, PLACES, settings_by_group, versions
@@ -43,9 +43,8 @@ def write_report(folders: list[Path], out: Path, anchors_for=None) -> None:
         raise UserError(f"--out {out} is a folder: name a file")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        partial = out.with_name(f".partial-{out.name}")
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, out)
+        with whole(out) as file:
+            file.write(text.encode())
     except OSError as error:
         raise UserError(f"--out {out} cannot be written: {error.strerror}") from None
 

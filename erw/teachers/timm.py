@@ -26,9 +26,16 @@ class TimmTeacher(nn.Module):
     @torch.no_grad()
     def tokens(self, images: Tensor) -> Tensor:
         """(B, 3, S, S) uint8 to (B, grid^2, width): resized bicubically, the encoder's own normalisation."""
+        return self._features(images)[:, self.model.num_prefix_tokens :]
+
+    @torch.no_grad()
+    def class_token(self, images: Tensor) -> Tensor:
+        """(B, 3, S, S) uint8 to (B, width): the encoder's token for the whole image, of the same forward."""
+        return self._features(images)[:, 0]
+
+    def _features(self, images: Tensor) -> Tensor:
         x = F.interpolate(images.float() / 255, self.side, mode="bicubic", antialias=True, align_corners=False)
-        features = self.model.forward_features((x - self.mean) / self.std)
-        return features[:, self.model.num_prefix_tokens :]
+        return self.model.forward_features((x - self.mean) / self.std)
 
 
 def load_teacher(name: str, device: torch.device) -> TimmTeacher:
