@@ -12,6 +12,7 @@ from erw.plan import phase_words, phases
 from erw.report.facts import data_name, method_name, model_name, protocol_words, sampling_words, shown
 from erw.report.metrics import figures, metric
 from erw.report.numbers import duration, flops, hours, short
+from erw.report.records import Judged
 
 NOT_STATED = "not stated"
 
@@ -39,9 +40,12 @@ class Licences:
 
 
 def model_card(config: TrainConfig, described: dict[str, Any], tensors: dict[str, Tensor], licences: Licences, *,
-               evals: list[dict[str, Any]], device: str, name: str) -> str:  # fmt: skip
-    """The card as Markdown. ``described`` is what config.json says (`erw.exported`), ``evals`` the run's evaluations,
-    ``device`` what it ran on if that is known, ``name`` the exported folder's."""
+               evals: list[dict[str, Any]], judged: list[Judged], device: str, name: str) -> str:  # fmt: skip
+    """The card as Markdown.
+
+    ``described`` is what config.json says (`erw.exported`), ``evals`` the run's evaluations, ``judged`` what ``erw eval`` said
+    of samples of this checkpoint, ``device`` what the run was on if that is known, ``name`` the exported folder's.
+    """
     title = f"{model_name(config)}, {method_name(config.method.name)}, on {data_name(config)}"
     kind = "the EMA of the weights" if described["weights"] == "ema" else "the raw weights, not the EMA"
     dtype = "fp32" if described["dtype"] == "fp32" else "bf16, the position table in fp32"
@@ -53,7 +57,7 @@ def model_card(config: TrainConfig, described: dict[str, Any], tensors: dict[str
         "## Method\n\n" + _method(config),
         "## Training\n\n" + _table(("setting", "value"), _training(config, described)),
         "## Cost\n\n" + _cost(described["accounts"], device),
-        "## Evaluation\n\n" + _evaluation(config, described, evals),
+        "## Evaluation\n\n" + _evaluation(config, described, evals, judged),
         "## Sampling\n\n" + _sampling(config, name),
         "## Licences\n\n" + _table(("of", "licence"), _licences(config, licences)),
     ]
@@ -124,17 +128,21 @@ def _cost(accounts: dict[str, Any], device: str) -> str:
     return text + (f" Beside training: {apart}." if apart else "")
 
 
-def _evaluation(config: TrainConfig, described: dict[str, Any], evals: list[dict[str, Any]]) -> str:
+def _evaluation(config: TrainConfig, described: dict[str, Any], evals: list[dict[str, Any]], judged: list[Judged]) -> str:
+    parts = [f"{_figures(j.figures)}\n\nProtocol (`erw eval`): {_cell(j.protocol)}." for j in judged]
     row = max((r for r in evals if r["images"] <= described["images"]), key=lambda r: r["images"], default=None)
-    if row is None:
-        return f"Results: {NOT_STATED}."
+    if row is not None:
+        earlier = "" if row["images"] == described["images"] else ", the last evaluation before this checkpoint"
+        text = f"{_figures(figures(row))}\n\nAt image {row['images']:,}{earlier}, beside training."
+        parts.append(f"{text} Protocol: {_cell(protocol_words(config)) or NOT_STATED}.")
+    if parts and (described["weights"] != "ema" or described["dtype"] != "fp32"):
+        parts.append("Measured with the run's own weights in fp32, not with the weights of this folder.")
+    return "\n\n".join(parts) or f"Results: {NOT_STATED}."
+
+
+def _figures(found: dict[str, float]) -> str:
     ways = {"lower": " (lower is better)", "higher": " (higher is better)", "none": ""}
-    found = [(metric(k).label + ways[metric(k).better], short(value)) for k, value in figures(row).items()]
-    earlier = "" if row["images"] == described["images"] else ", the last evaluation before this checkpoint"
-    text = _table(("metric", "value"), found) + f"\n\nAt image {row['images']:,}{earlier}."
-    text += f" Protocol: {protocol_words(config) or NOT_STATED}."
-    exact = described["weights"] == "ema" and described["dtype"] == "fp32"
-    return text + ("" if exact else " Measured with the EMA in fp32, not with the weights of this folder.")
+    return _table(("metric", "value"), [(metric(k).label + ways[metric(k).better], short(v)) for k, v in found.items()])
 
 
 def _sampling(config: TrainConfig, name: str) -> str:

@@ -28,6 +28,7 @@ from erw.config import TrainConfig, config_from_dict
 from erw.convert import check_free, whole_model, write_run
 from erw.errors import UserError
 from erw.public import check_layout
+from erw.report.records import read_records
 from erw.report.rows import read_object, read_rows
 from erw.settings import to_dict
 
@@ -69,6 +70,7 @@ def write_export(run: Path, out: Path, *, dtype: str = "fp32", weights: str = "e
     card = model_card(
         config, described, tensors, licences,
         evals=read_rows(run_folder / "evals.jsonl")[0] if run_folder else [],
+        judged=[j for j in read_records(run_folder) if j.images == meta.images] if run_folder else [],
         device=str((read_object(run_folder / "accounts.json") or {}).get("device", "") if run_folder else ""),
         name=out.resolve().name,
     )  # fmt: skip
@@ -129,9 +131,10 @@ def _described(folder: Path) -> dict[str, Any]:
 
 def _without_places(config: TrainConfig) -> TrainConfig:
     """The settings without the folders of the machine that trained."""
-    train, data = config.train, config.data
+    train, data, evaluation = config.train, config.data, config.eval
     named = {name: Path(getattr(train, name)).name for name in ("out", "resume", "init_from")}
-    return replace(config, train=replace(train, **named), data=replace(data, path=Path(data.path).name))
+    data, evaluation = replace(data, path=Path(data.path).name), replace(evaluation, reference=Path(evaluation.reference).name)
+    return replace(config, train=replace(train, **named), data=data, eval=evaluation)
 
 
 @contextlib.contextmanager

@@ -1,5 +1,7 @@
 """A run's settings in words, for pages and model cards."""
 
+from pathlib import Path
+
 from erw.config import TrainConfig
 from erw.models.sit import SIZES
 from erw.report.numbers import listed, short
@@ -44,7 +46,10 @@ def protocol_words(config: TrainConfig) -> str:
     """How the evaluations beside training were made; nothing where the settings name none."""
     if config.eval.name == "none":
         return ""
-    return f"{config.eval.name}: {short(config.eval.count)} samples of the EMA, labels balanced, {sampling_words(config)}"
+    evaluation = config.eval
+    words = f"{evaluation.name}: {short(evaluation.count)} samples of the EMA, labels balanced, {sampling_words(config)}"
+    words += f", in {evaluation.precision}" if evaluation.precision != "fp32" else ""
+    return words + (f", against {Path(evaluation.reference).name}" if evaluation.reference != "none" else "")
 
 
 def settings_words(names: list[str], values: dict[str, list], joined: bool = True) -> str:

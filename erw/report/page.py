@@ -1,6 +1,6 @@
 """``erw report``: several runs as one page of HTML that holds everything it shows and loads nothing."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -8,15 +8,17 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from erw import __version__
+from erw.config import TrainConfig
 from erw.errors import UserError
+from erw.evaluate.anchors import Anchor, anchors_for
 from erw.files import whole
 from erw.plan import phase_words, phases
 from erw.report.charts import COLOURS
 from erw.report.differences import GROUPS, PLACES, settings_by_group, versions
-from erw.report.facts import method_name, model_name, protocol_words, shown
+from erw.report.facts import model_name, protocol_words, shown
 from erw.report.metrics import figures, metric
 from erw.report.numbers import duration, flops, hours, listed, short
-from erw.report.panels import Anchor, evaluation_charts, training_charts
+from erw.report.panels import evaluation_charts, training_charts
 from erw.report.pictures import pictures
 from erw.report.record import RunRecord, read_runs
 from erw.report.words import lead
@@ -24,10 +26,10 @@ from erw.report.words import lead
 Anchors = Mapping[str, Sequence[Anchor]]
 
 
-def write_report(folders: list[Path], out: Path, anchors_for=None) -> None:
+def write_report(folders: list[Path], out: Path, anchors: Callable[[TrainConfig], list[Anchor]] = anchors_for) -> None:
     """Write the page about the runs in ``folders`` to the file ``out``, whole or not at all.
 
-    ``anchors_for(config)`` gives the published results to show beside a run. Raises `UserError` where a folder is no run's,
+    ``anchors(settings)`` gives the published results to show beside a run. Raises `UserError` where a folder is no run's,
     a run has no report yet, or ``out`` cannot be written.
     """
     runs = read_runs(folders)
@@ -37,8 +39,7 @@ def write_report(folders: list[Path], out: Path, anchors_for=None) -> None:
                 f"{run.folder} has no metrics yet (metrics.jsonl is {'empty' if run.hand_overs else 'empty or missing'}): wait"
                 f" for its first report, at --train.log_every {run.config.train.log_every} images"
             )
-    anchors = {run.name: tuple(anchors_for(run.config)) if anchors_for else () for run in runs}
-    text = render(runs, anchors)
+    text = render(runs, {run.name: anchors(run.config) for run in runs})
     if out.is_dir():
         raise UserError(f"--out {out} is a folder: name a file")
     try:
@@ -53,14 +54,7 @@ def render(runs: list[RunRecord], anchors: Anchors) -> str:
     """The page. ``anchors``: published results by the name of the run that they are for."""
     loader = FileSystemLoader(Path(__file__).parent)
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {
-        "short": short,
-        "flops": flops,
-        "duration": duration,
-        "hours": hours,
-        "shown": shown,
-        "method": method_name,
-    }
+    environment.filters |= {"short": short, "flops": flops, "duration": duration, "hours": hours, "shown": shown}
     return environment.get_template("page.html").render(_content(runs, anchors))
 
 
@@ -104,12 +98,12 @@ def _run(run: RunRecord, index: int) -> dict[str, Any]:
         "name": run.name,
         "colour": index % COLOURS,
         "dashed": index >= COLOURS,
-        "model": model_name(run.config),
-        "method": method_name(run.config.method.name),
+        "model": model_name(run.config)(run.config.method.name),
         "images": run.images,
         "planned": run.config.train.images,
         "finished": run.finished,
         "evals": [{**row, "figures": figures(row)} for row in run.evals],
+        "judged": [{**vars(judged), "figures": _figures(judged.figures)} for judged in run.judged],
         "best": _headline(run),
         "pictures": shots,
         "pictures_there": there,
@@ -124,6 +118,10 @@ def _run(run: RunRecord, index: int) -> dict[str, Any]:
         "settings": run.settings,
         "started_from": (run.checkpoint or {}).get("init_from", ""),
     }
+
+
+def _figures(found: dict[str, float]) -> str:
+    return ", ".join(f"{metric(name).label} {short(value)}" for name, value in found.items())
 
 
 def _headline(run: RunRecord) -> tuple[str, float] | None:

@@ -1,12 +1,11 @@
 """The charts of a page: evaluations against images, FLOPs and seconds, and the curves of training."""
 
 from collections.abc import Sequence
-from typing import Protocol
 
 from markupsafe import Markup
 
+from erw.evaluate.anchors import Anchor
 from erw.report.charts import Chart, Line, Mark, draw, spread
-from erw.report.facts import method_name
 from erw.report.metrics import figures, metric
 from erw.report.numbers import short
 from erw.report.record import RunRecord
@@ -33,18 +32,6 @@ _SMOOTH_FROM = 40  # reports; shorter curves are shown as they are
 _REACH = 1.5  # published results further than that beyond the runs are left to the table
 
 
-class Anchor(Protocol):
-    """A published result of a model like a run's."""
-
-    model: str
-    method: str
-    steps: int
-    images: int
-    metric: str
-    value: float
-    source: str
-
-
 def evaluation_charts(runs: list[RunRecord], anchors: Sequence[Anchor]) -> list[tuple[str, list[Markup]]]:
     """(metric's label, its charts against images, FLOPs and seconds) of each metric of which one way is better."""
     names = dict.fromkeys(name for run in runs for row in run.evals for name in figures(row))
@@ -65,7 +52,7 @@ def _evaluation(runs: list[RunRecord], name: str, axis: str, anchors: Sequence[A
         Mark(
             float(a.images),
             a.value,
-            f"published: {a.model}, {method_name(a.method)}, {short(a.value)} at {short(a.images)} images ({a.source})",
+            f"published: {a.name}, {short(a.value)} at {short(a.images)} images ({a.source})",
         )
         for a in anchors
         if axis == "images" and metric(a.metric).label == metric(name).label and a.images <= _REACH * last

@@ -9,6 +9,7 @@ from typing import Any
 from erw.checkpoint import found
 from erw.config import TrainConfig, config_from_dict
 from erw.errors import UserError
+from erw.report.records import Judged, read_records
 from erw.report.rows import read_object, read_rows
 from erw.settings import leaves
 
@@ -23,6 +24,7 @@ class RunRecord:
     settings    every setting by its dotted name
     metrics     rows of metrics.jsonl that hold a loss; ``hand_overs`` (image, phase that began) are the others
     evals       rows of evals.jsonl
+    judged      what ``erw eval`` said of the run's samples
     starts      rows of starts.jsonl: where each start and resume ran
     phases      name to images, seconds, FLOPs and device-seconds; ``other`` to seconds that are not training
     costs_from  the file that these two come from; empty where there is none
@@ -38,6 +40,7 @@ class RunRecord:
     metrics: list[Row]
     hand_overs: list[tuple[int, str]]
     evals: list[Row]
+    judged: list[Judged]
     starts: list[Row]
     phases: dict[str, dict[str, float]]
     other: dict[str, float]
@@ -116,6 +119,7 @@ def _read_run(folder: Path, name: str) -> RunRecord:
         metrics=[row for row in reports if isinstance(row.get("loss"), float | int)],
         hand_overs=[(row["images"], str(row["hand_over"])) for row in reports if "hand_over" in row],
         evals=files["evals.jsonl"],
+        judged=read_records(folder),
         starts=files["starts.jsonl"],
         phases=costs.get("phases", {}),
         other=costs.get("other", {}),

@@ -77,7 +77,7 @@ def _endings(runs: list[RunRecord]) -> str:
 def _results(runs: list[RunRecord]) -> list[str]:
     judged = [run for run in runs if run.evals]
     if not judged:
-        return ["No evaluation was made."]
+        return ["No evaluation was made beside training."]
     sentences = [f"{listed([run.name for run in runs if not run.evals])}: not evaluated."] if len(judged) < len(runs) else []
     shared = [name for name in figures(judged[0].evals[-1]) if all(name in figures(run.evals[-1]) for run in judged)]
     chosen = next((name for name in shared if metric(name).better != "none"), None)

@@ -75,7 +75,7 @@ def test_bf16_rounds_once_and_then_goes_round_exactly(run, tmp_path):
         assert torch.equal(back[name], value if name == "pos_embed" else value.bfloat16().float())
     write_export(tmp_path / "back", tmp_path / "again", dtype="bf16")
     assert same_bits(load_file(tmp_path / "again" / "model.safetensors"), stored)
-    assert "Measured with the EMA in fp32" in (tmp_path / "half" / "README.md").read_text()
+    assert "Measured with the run's own weights in fp32" in (tmp_path / "half" / "README.md").read_text()
 
 
 def test_raw_weights_are_others_and_the_card_says_so(run, tmp_path):
@@ -91,7 +91,8 @@ def test_the_card_tells_what_is_known_and_not_stated_for_the_rest(exported):
     for words in (
         "# SiT of 3 blocks, width 32, patch 2, ERW, on digits", "the EMA of the weights after 96 training images, fp32",
         "warmup, 48 images planned: blocks 1..1 on clean latents at t = 0; alignment of block 1, weight 1",
-        "| all | 96 | 2 | 3.50e+09 |", "Device: a CPU.", "| Frechet distance (lower is better) | 4.25 |", "At image 96.",
+        "| all | 96 | 2 | 3.50e+09 |", "Device: a CPU.", "| Frechet distance (lower is better) | 4.25 |",
+        "At image 96, beside training.",
         "Protocol: digits: 20 samples of the EMA, labels balanced, ode with 20 steps, no guidance.",
         "erw import exported --out runs/exported", "| these weights | not stated |", "| the data (digits) | not stated |",
         "| the teacher (digits-contrastive) | not stated |", "| the VAE | none was used |",
@@ -119,11 +120,28 @@ def test_an_earlier_checkpoint_has_its_own_figures(run, tmp_path):
     (tmp_path / "run" / "evals.jsonl").write_text('{"images": 80, "frechet": 9.5}\n{"images": 112, "frechet": 1.5}\n')
     write_export(tmp_path / "run", tmp_path / "x")
     card = (tmp_path / "x" / "README.md").read_text()
-    assert "| 9.5 |" in card and "1.5" not in card and "At image 80, the last evaluation before this checkpoint." in card
+    assert "| 9.5 |" in card and "1.5" not in card
+    assert "At image 80, the last evaluation before this checkpoint, beside training." in card
     shutil.copytree(found(run / "checkpoints")[-1], tmp_path / "alone" / "checkpoint")
     write_export(tmp_path / "alone" / "checkpoint", tmp_path / "y")
     card = (tmp_path / "y" / "README.md").read_text()
     assert "Results: not stated." in card and "Device: not stated." in card and "| all | 96 | 2 | 3.50e+09 |" in card
+
+
+def test_what_erw_eval_said_of_this_checkpoint_is_in_the_card(run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    for images, fid in ((32, 99.5), (LAST, 12.75)):
+        folder = tmp_path / "run" / f"samples-{images:012d}"
+        folder.mkdir()
+        record = {
+            "results": {"inception": {"fid": fid}},
+            "protocol": {"samples": {"count": 50}, "sampling": {"sampler": "sde"}},
+        }
+        (folder / "samples-eval-inception.json").write_text(json.dumps(record))
+    write_export(tmp_path / "run", tmp_path / "x")
+    card = (tmp_path / "x" / "README.md").read_text()
+    assert "| FID (lower is better) | 12.75 |" in card and "99.5" not in card and "| 4.25 |" in card
+    assert "Protocol (`erw eval`): 50 samples by sde" in card
 
 
 def test_no_place_of_this_machine_leaves_it(exported, tmp_path):

@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +10,8 @@ from PIL import Image
 
 from erw import cli
 from erw.errors import UserError
+from erw.evaluate.anchors import Anchor
+from erw.presets import preset
 from erw.report.page import write_report
 from erw.report.pictures import MOST, pictures
 from erw.report.record import read_runs
@@ -67,7 +69,7 @@ def test_the_lead_tells_seeds_ends_costs_and_broken_losses_apart(tmp_path):
     words = " ".join(lead(read_runs(list(runs))))
     assert "They differ in their seeds; data is the same." in words and "differ in the seed alone" in words
     assert "a finished and b stands at 32 of 96 images: stopped, or still running." in words
-    assert "compare the curves, not their ends" in words and "No evaluation was made." in words
+    assert "compare the curves, not their ends" in words and "No evaluation was made beside training." in words
     assert "The loss was not a finite number in b from image 32." in words
     assert "Commit and versions were not recorded in b." in words
     page = page_of(tmp_path, *runs)
@@ -118,34 +120,52 @@ def test_names_and_settings_are_text_and_never_markup(tmp_path):
     run = write_run(tmp_path / folder, config, evals=judged(3.0, key=evil), starts=(start,))
     write_rows(run / "metrics.jsonl", [report_row(BATCH, **{evil: 0.5, "phase": evil}), {"images": BATCH, "hand_over": evil}])
     other = write_run(tmp_path / "b", tiny("sit", "y"))
-    page = page_of(
-        tmp_path, run, other, anchors_for=lambda config: [Published(model=evil, method=evil, metric="fid", source=evil)]
-    )
+    page = page_of(tmp_path, run, other, anchors=lambda config: [published(model=evil, source=evil)])
     page.check()
     assert "img" not in page.tags and folder in page.text and page.text.count(evil) >= 6
 
 
-@dataclass(frozen=True)
-class Published:
-    """As `erw.evaluate.anchors.Anchor`."""
-
-    model: str = "SiT-XL/2"
-    method: str = "repa"
-    steps: int = 4
-    images: int = LAST
-    metric: str = "FID"
-    value: float = 7.9
-    source: str = "a paper, Table 1"
+def published(images: int = LAST, value: float = 7.9, steps: int = 4, **others) -> Anchor:
+    told = {"model": "SiT-XL/2", "method": "repa", "metric": "fid", "source": "a paper, Table 1"} | others
+    return Anchor(images=images, value=value, steps=steps, **told)
 
 
 def test_published_results_stand_in_a_table_and_in_the_chart_where_they_fit(tmp_path):
     run = write_run(tmp_path / "run", tiny("repa", "x"), evals=judged(30.0, 9.0, key="fid"))
-    far = Published(steps=400, images=100 * LAST, value=5.9)
-    page = page_of(tmp_path, run, anchors_for=lambda config: [Published(), Published(), far])
+    far = published(100 * LAST, 5.9, 400)
+    page = page_of(tmp_path, run, anchors=lambda config: [published(), published(), far])
     page.check()
     assert page.text.count("a paper, Table 1") == 2 + 1 and "5.9" in page.text  # two rows, one tooltip
     assert page.html.count('class="published"') == 1
     assert "Published" not in page_of(tmp_path, run).text
+
+
+def test_published_results_of_a_run_s_own_model_are_found(tmp_path):
+    config = preset("in256-repa-xl2")
+    run = write_run(tmp_path / "run", config, rows=[report_row(256_000)], ended=False)
+    page = page_of(tmp_path, run)
+    page.check()
+    assert "SiT-XL/2 + REPA" in page.text and "REG, Table 1" in page.text
+
+
+def test_what_erw_eval_said_of_samples_stands_with_its_protocol(two, tmp_path):
+    folder = two[0] / "samples-000000000096"
+    folder.mkdir()
+    drawn = {"sampler": "ode", "steps": 20, "guidance": 1.0, "labels": "balanced", "seed": 3, "weights": "ema"}
+    record = {
+        "results": {"inception": {"fid": 12.75, "kid": 0.125}, "digits": {"accuracy": 0.625}},
+        "protocol": {"samples": {"count": 50}, "sampling": drawn | {"trained_images": 96},
+                     "reference": {"inception": {"source": "/data/real.npz", "count": 360}, "digits": "the judge's own"}},
+    }  # fmt: skip
+    (folder / "samples-eval-inception-digits.json").write_text(json.dumps(record))
+    page = page_of(tmp_path, *two)
+    page.check()
+    assert "FID 12.75, KID 0.125" in page.text and "accuracy 0.625" in page.text
+    assert "50 samples by ode, steps 20, guidance 1.0, labels balanced, seed 3, weights ema" in page.text
+    assert "features inception; reference real.npz (360 images)" in page.text and "reference the judge's own" in page.text
+    (folder / "samples-eval-inception-digits.json").write_text("{")
+    with pytest.raises(UserError, match="samples-eval-inception-digits.json cannot be read"):
+        page_of(tmp_path, *two)
 
 
 def test_samples_over_time_are_inside_the_page(two, tmp_path):
