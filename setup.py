@@ -15,7 +15,7 @@ setup(
     # One import name: the three folders beside erw/ are installed inside it.
     package_dir={"erw.kernels": "kernels", "erw.bench": "bench", "erw.ds_configs": "ds_configs"},
     packages=[*find_packages(include=["erw", "erw.*"]), "erw.kernels", "erw.bench", "erw.ds_configs"],
-    package_data={"erw.ds_configs": ["*.json"]},
+    package_data={"erw.ds_configs": ["*.json"], "erw.report": ["page.html", "page.css"]},
     py_modules=["train_ds"],
     install_requires=[
         "torch>=2.11",
@@ -32,6 +32,8 @@ setup(
         "tqdm",
         "tensorboard",
         "matplotlib",
+        "jinja2>=3.1",
+        "markupsafe>=2.1",
         "pillow",
     ],
     extras_require={

@@ -1,11 +1,11 @@
 """Benchmark records: one JSON file a run, named so that it says what it holds, never overwritten by another run."""
 
 import json
-import os
 import re
 from pathlib import Path
 
 from erw.errors import UserError
+from erw.files import json_bytes, whole
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
@@ -28,9 +28,8 @@ class Record:
 
     def write(self, content: dict) -> None:
         """Replace the file's content, whole or not at all."""
-        scratch = self.path.with_suffix(".json.tmp")
-        scratch.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        os.replace(scratch, self.path)
+        with whole(self.path) as file:
+            file.write(json_bytes(content))
 
 
 def records_in(folder: Path, pattern: str, what: str, command: str) -> list[tuple[Path, dict]]:

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from erw.bench._attention_table import lines_of, written
-from erw.bench._env import fingerprint
 from erw.bench._options import device_for, numbers, parser_of
 from erw.bench._profile import on_device, profiled
 from erw.bench._record import Record
 from erw.bench._timing import Deadline, Timing, interleave
+from erw.environment import fingerprint
 from erw.errors import exits_cleanly
 from erw.kernels.attention import BACKENDS, Problem, attention_backend, attention_reference, unusable
 

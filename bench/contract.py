@@ -14,10 +14,10 @@ from pathlib import Path
 
 import torch
 
-from erw.bench._env import fingerprint
 from erw.bench._options import named, parser_of
 from erw.bench._record import Record
 from erw.bench._timing import Deadline
+from erw.environment import fingerprint
 from erw.errors import UserError, exits_cleanly
 from erw.kernels import SPECS
 from erw.kernels._launch import INTERPRETED

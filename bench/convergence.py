@@ -15,8 +15,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import torch
 
-from erw.bench._env import fingerprint
 from erw.checkpoint import locate
+from erw.environment import fingerprint
 from erw.sample import balanced_labels, generate, grid, load_run, to_uint8
 from erw.teachers import load_teacher
 

@@ -16,13 +16,13 @@ from pathlib import Path
 import torch
 
 from erw.bench import _pairs
-from erw.bench._env import fingerprint
 from erw.bench._modes import MODES, modes
 from erw.bench._options import device_for, named, parser_of
 from erw.bench._pairs import NEEDED, PAIRS
 from erw.bench._peaks import measured_peaks
 from erw.bench._record import Record
 from erw.bench._timing import Deadline, Timing, interleave
+from erw.environment import fingerprint
 from erw.errors import exits_cleanly
 from erw.kernels import SPECS, Case, Spec, apex
 from erw.kernels._launch import runs_kernels

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import torch
 
-from erw.bench._env import fingerprint
 from erw.bench._options import device_for, named, parser_of
 from erw.bench._record import Record
+from erw.environment import fingerprint
 from erw.errors import UserError, exits_cleanly
 from erw.kernels import SPECS
 from erw.kernels.contract import drawn, outcome, small

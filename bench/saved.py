@@ -21,9 +21,9 @@ from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from erw.bench._env import fingerprint
 from erw.bench._section import with_section
 from erw.bench.reference import ReferenceSiT
+from erw.environment import fingerprint
 from erw.errors import exits_cleanly
 from erw.models.sit import SIZES, SiT, SiTConfig, sized
 from erw.ops import resolve

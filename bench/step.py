@@ -12,7 +12,6 @@ from pathlib import Path
 
 import torch
 
-from erw.bench._env import fingerprint
 from erw.bench._ladder import Plan
 from erw.bench._largest import largest
 from erw.bench._measure import Settings
@@ -26,6 +25,7 @@ from erw.bench._table import lines_of
 from erw.bench._timing import Deadline
 from erw.bench.published import load_published
 from erw.bench.speed import WHAT
+from erw.environment import fingerprint
 from erw.errors import UserError, exits_cleanly
 from erw.kernels.attention import BACKENDS
 

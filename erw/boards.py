@@ -6,6 +6,7 @@ from typing import Protocol
 
 from erw.config import TrainConfig
 from erw.errors import UserError
+from erw.evaluate.anchors import Anchor, anchors_for, short
 from erw.settings import to_dict
 
 
@@ -27,11 +28,31 @@ class TensorBoard:
     def __init__(self, folder: Path, start: int):
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(folder, purge_step=start)
+        self._folder, self._writer = folder, SummaryWriter(folder, purge_step=start)
 
     def write(self, images: int, values: dict[str, float]) -> None:
         for key, value in values.items():
             self._writer.add_scalar(key, value, images)
+
+    def draw_published(self, anchors: list[Anchor], until: int) -> None:
+        """Published figures as runs of their own, which TensorBoard draws into the charts of our evaluations.
+
+        A curve of those up to image ``until``; a level line for a method whose figures all come later.
+        """
+        from torch.utils.tensorboard import SummaryWriter
+
+        for name in dict.fromkeys(a.name for a in anchors):
+            mine = [a for a in anchors if a.name == name]
+            within = [a for a in mine if a.images <= until]
+            label = f"published {name}" if within else f"published {name} at {short(mine[0].steps)} steps"
+            folder = self._folder / label.replace("/", "-")
+            if folder.exists():  # a resumed run's
+                continue
+            writer = SummaryWriter(folder)
+            for anchor in within or mine[:1]:
+                for image in [anchor.images] if within else [0, until]:
+                    writer.add_scalar(f"eval/{anchor.metric}", anchor.value, image)
+            writer.close()
 
     def close(self) -> None:
         self._writer.close()
@@ -73,6 +94,8 @@ def open_boards(config: TrainConfig, start: int) -> list[Board]:
     boards: list[Board] = []
     if config.train.tensorboard:
         boards.append(TensorBoard(Path(config.train.out) / "tensorboard", start))
+        if config.eval.name != "none":
+            boards[-1].draw_published(anchors_for(config), config.train.images)
     if config.train.wandb != "none":
         boards.append(WeightsAndBiases(config.train.wandb, config))
     return boards

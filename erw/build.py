@@ -10,6 +10,7 @@ from erw.config import TrainConfig
 from erw.engine.config import read_ds_config, stage_of
 from erw.errors import UserError
 from erw.latents import Pixels, VaeLatents
+from erw.models.embed import rope_table
 from erw.models.sit import SiT, SiTConfig
 from erw.step import TrainStep, public_name
 from erw.types import Phase
@@ -61,11 +62,21 @@ def public_buffers(step: TrainStep) -> dict[str, Tensor]:
     return {public_name(n): b.detach().float().cpu() for n, b in step.named_buffers() if n in kept}
 
 
-def build_sampler_model(config: SiTConfig, weights: dict[str, Tensor], device: torch.device) -> SiT:
-    """The backbone alone in eval mode, fp32, from weights by public name; train-only heads are left out."""
-    model = SiT(config)
-    backbone = {name: value for name, value in weights.items() if not name.startswith("projectors.")}
-    model.load_state_dict(backbone, strict=True)
+def build_sampler_model(config: SiTConfig, weights: dict[str, Tensor], device: torch.device,
+                        phase: Phase | None = None) -> SiT:  # fmt: skip
+    """The backbone alone in eval mode, fp32, from weights by public name; train-only heads are left out.
+
+    ``phase``: with only the blocks that exist in it. Weights that are fp32 and on ``device`` already become the model's own:
+    nothing is in memory twice.
+    """
+    with torch.device("meta"):  # no initial weights are drawn
+        model = SiT(config)
+    if phase is not None and phase.depth is not None:
+        model.keep_span(phase.first, phase.depth)
+    backbone = {n: v.to(device, torch.float32) for n, v in weights.items() if not n.startswith("projectors.")}
+    model.load_state_dict(backbone, strict=True, assign=True)
+    if config.rope:
+        model.rope = rope_table(config.grid, config.width // config.num_heads)
     return model.eval().requires_grad_(False).to(device)
 
 

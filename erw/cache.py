@@ -20,6 +20,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from erw.errors import UserError
+from erw.files import whole
 
 Weights = dict[str, Tensor]
 Facts = dict[str, Any]
@@ -131,13 +132,9 @@ def _write(path: Path, key: str, weights: Weights, facts: Facts) -> None:
     """Whole or not at all: readers do not take the lock."""
     weights = {name: tensor.contiguous() for name, tensor in weights.items()}
     metadata = {"key": key, "digest": _digest(weights), "facts": json.dumps(facts)}
-    unfinished = path.with_suffix(".tmp")
     try:
-        with open(unfinished, "wb") as file:
+        with whole(path) as file:
             file.write(save(weights, metadata))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, path)
     except OSError as error:
         raise _unusable(path.parent, error) from None
 

@@ -6,7 +6,7 @@
         exp_avg.safetensors, exp_avg_sq.safetensors
         meta.json                     version, config, images, phase, steps, accounts, size and SHA-256 of each file
 
-One that `erw.convert` wrote has no exp_avg: it can be sampled from and started from, not resumed.
+One that ``erw import`` wrote has no exp_avg: it can be sampled from and started from, not resumed.
 A checkpoint is written into a folder with another name, synced and renamed: a folder with a number for a name is whole.
 Full tensors do not know stage or ranks, so any number of ranks can read them.
 """
@@ -47,7 +47,8 @@ class Meta:
     init_from: str = ""  # the checkpoint or file that the run's first weights came from, if any
 
 
-def _sha256(file: Path) -> str:
+def sha256(file: Path) -> str:
+    """The checksum of a file, in hexadecimal."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
@@ -82,7 +83,7 @@ def save(folder: Path, meta: Meta, read: Callable[[str], dict[str, Tensor]], buf
             file = partial / f"{key}.safetensors"
             save_file({name: t.contiguous() for name, t in tensors.items()}, file)
             _sync(file)
-            files[file.name] = {"bytes": file.stat().st_size, "sha256": _sha256(file)}
+            files[file.name] = {"bytes": file.stat().st_size, "sha256": sha256(file)}
     if writes:
         text = json.dumps({"format": FORMAT, **meta.__dict__, "files": files}, indent=1)
         (partial / "meta.json").write_text(text, encoding="utf-8")
@@ -144,7 +145,7 @@ def read_tensors(checkpoint: Path, key: str) -> dict[str, Tensor]:
     """Tensors ``key`` by public name, after their checksum was compared."""
     file = checkpoint / f"{key}.safetensors"
     expected = json.loads((checkpoint / "meta.json").read_text(encoding="utf-8"))["files"][file.name]["sha256"]
-    if _sha256(file) != expected:
+    if sha256(file) != expected:
         raise UserError(f"{file} does not match its checksum: delete {checkpoint} to use the one before it")
     try:
         return load_file(file)

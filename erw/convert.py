@@ -1,10 +1,12 @@
-"""``erw convert``: a public .pt file as a run that can be sampled from and started from, and a run's EMA as such a file."""
+"""Public .pt files: one as a run that can be sampled from and started from (``erw import --from``), and a run's EMA as one
+(``erw export --to``). Our own format is in `erw.exported`."""
 
 import json
 import os
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from erw.align import Plain
 from erw.checkpoint import Meta, found, locate, read_meta, read_tensors, save
@@ -25,8 +27,7 @@ def import_public(file: Path, convention: str, out: Path, latents: LatentConfig,
     The settings are those that sampling needs, and ``latents`` says what the model's images are. Raises `UserError` for a
     bad file (see `erw.public.read_public`) or a folder that already holds a run.
     """
-    if found(out / "checkpoints"):
-        raise UserError(f"--out {out} already holds a run: name another folder")
+    check_free(out)
     public = read_public(file, convention, num_heads)
     config = TrainConfig(
         model=public.config,
@@ -39,9 +40,21 @@ def import_public(file: Path, convention: str, out: Path, latents: LatentConfig,
         sample=public.sample,
     )
     meta = Meta(images=0, phase="train", steps=0, config=to_dict(config), accounts={}, init_from=str(file.resolve()))
-    checkpoints, keys = out / "checkpoints", (WEIGHTS, "ema")
-    path = save(checkpoints, meta, lambda key: dict(public.weights), {}, keep=1, writes=True, keys=keys)
-    (out / "config.json").write_text(json.dumps(to_dict(config), indent=1) + "\n", encoding="utf-8")
+    return write_run(out, meta, public.weights)
+
+
+def check_free(out: Path) -> None:
+    """Raise `UserError` where the folder ``out`` cannot become a new run's."""
+    if found(out / "checkpoints") or (out / "config.json").exists():
+        raise UserError(f"--out {out} already holds a run: name another folder")
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out} is a file: name a folder")
+
+
+def write_run(out: Path, meta: Meta, weights: dict[str, Tensor]) -> Path:
+    """The run folder ``out`` with one checkpoint, whose weights and EMA are ``weights`` and which has no moments."""
+    path = save(out / "checkpoints", meta, lambda key: dict(weights), {}, keep=1, writes=True, keys=(WEIGHTS, "ema"))
+    (out / "config.json").write_text(json.dumps(meta.config, indent=1) + "\n", encoding="utf-8")
     return path
 
 
@@ -53,17 +66,26 @@ def export_public(run: Path, convention: str, out: Path) -> None:
     convention_of(convention)
     if out.exists():
         raise UserError(f"--out {out} exists: name another file")
-    checkpoint = locate(run)
-    meta = read_meta(checkpoint)
-    config = config_from_dict(meta.config)
-    if config.method.phase(max(meta.images - 1, 0)).depth is not None:
-        raise UserError(f"{checkpoint} lies in the warm-up: it is no whole model; take a later checkpoint")
+    checkpoint, _, config = whole_model(run)
     _check_fits(checkpoint, config.model, config.objective, convention)
     weights = {name: value.contiguous() for name, value in to_public(read_tensors(checkpoint, "ema"), convention).items()}
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(f".partial-{out.name}")
     torch.save({"ema": weights}, partial)
     os.replace(partial, out)
+
+
+def whole_model(run: Path) -> tuple[Path, Meta, TrainConfig]:
+    """(checkpoint, what it says, its settings) of a run's newest checkpoint or of a checkpoint.
+
+    Raises `UserError` where there is none, and for one out of a warm-up, which has a part of the model only.
+    """
+    checkpoint = locate(run)
+    meta = read_meta(checkpoint)
+    config = config_from_dict(meta.config)
+    if config.method.phase(max(meta.images - 1, 0)).depth is not None:
+        raise UserError(f"{checkpoint} lies in the warm-up: it is no whole model; take a later checkpoint")
+    return checkpoint, meta, config
 
 
 def _check_fits(checkpoint: Path, model: SiTConfig, objective: Objective, convention: str) -> None:

@@ -33,9 +33,12 @@ class Pixels:
         """Channels that the model sees, from those stored."""
         return stored
 
+    def prepare(self) -> None:
+        """Nothing to load."""
+
     def decode(self, latents: Tensor) -> Tensor:
-        """(B, C, S, S) to images (B, C, S, S) in [-1, 1]."""
-        return latents.clamp(-1, 1)
+        """(B, C, S, S) as they are: about [-1, 1], which a sample may leave by a little."""
+        return latents
 
 
 class VaeLatents:
@@ -56,10 +59,14 @@ class VaeLatents:
             raise UserError(f"latents.npy has {stored} channels, but VAE moments come in pairs: --latents.kind pixels?")
         return stored // 2
 
+    def prepare(self) -> None:
+        """Load the VAE that decodes, if it is not there yet. Raises `UserError` where it cannot be had."""
+        self._vae = self._vae or load_vae(self.config.vae)
+
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Scaled latents (B, C, S, S) to images (B, 3, 8S, 8S) in [-1, 1]."""
-        self._vae = self._vae or load_vae(self.config.vae)
+        self.prepare()
         vae = self._vae.to(latents.device)
         return vae.decode(latents.float() / self.config.scale + self.config.shift).sample.clamp(-1, 1)
 

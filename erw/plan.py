@@ -40,6 +40,13 @@ def images_for_budget(config: TrainConfig, flops: float) -> int:
     return images + round(left / (costs.per_image(config.method.phase(images)) * batch)) * batch
 
 
+def phase_words(phase: Phase) -> str:
+    """What a step of ``phase`` trains and aligns."""
+    blocks = f"blocks {phase.first}..{phase.depth} on clean latents at t = 0" if phase.depth else "the whole model"
+    align = f"alignment of block {phase.taps[0]}, weight {phase.coefficient:g}" if phase.aligns else "no alignment"
+    return f"{blocks}; {align}"
+
+
 def plan_text(config: TrainConfig, ranks: int = 1) -> str:
     """The resolved settings and the phases with their images, steps and FLOPs."""
     costs = Costs(config)
@@ -55,9 +62,7 @@ def plan_text(config: TrainConfig, ranks: int = 1) -> str:
     for phase, images in phases(config):
         each = costs.per_image(phase)
         total += each * images
-        blocks = f"blocks {phase.first}..{phase.depth} on clean latents at t = 0" if phase.depth else "the whole model"
-        align = f"alignment of block {phase.taps[0]}, weight {phase.coefficient:g}" if phase.aligns else "no alignment"
-        lines += [f"phase {phase.name}: {images:,} images = {images // config.train.batch:,} steps of {blocks}; {align};"
+        lines += [f"phase {phase.name}: {images:,} images = {images // config.train.batch:,} steps of {phase_words(phase)};"
                   f" ZeRO-{min(stage, 3 if phase.depth is None else 2)}; {each / 1e9:.4g} GFLOP an image"]  # fmt: skip
     lines += [f"total: {total:.4g} FLOP (3x forward of what has gradients; teacher not included here)"]
     return "\n".join(lines)

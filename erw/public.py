@@ -115,7 +115,7 @@ def read_public(path: Path, convention: str, num_heads: int | None = None) -> Pu
     held = _load(path)
     weights = _state_dict(path, held)
     config = _config(path, weights, convention, num_heads)
-    _check_layout(path, weights, config, meaning)
+    check_layout(path, weights, config, meaning.projectors)
     objective = _objective(path, held.get("args"), convention)
     turned = _turned({name: value.float() for name, value in weights.items()}, meaning)
     return Public(config=config, objective=objective, sample=meaning.sample, weights=turned)
@@ -196,7 +196,7 @@ def _state_dict(path: Path, held: dict[Any, Any]) -> dict[str, Tensor]:
 
 
 def _config(path: Path, weights: dict[str, Tensor], convention: str, num_heads: int | None) -> SiTConfig:
-    """The model's shape, as far as ``weights`` tell it; `_check_layout` says whether all of them agree."""
+    """The model's shape, as far as ``weights`` tell it; `check_layout` says whether all of them agree."""
     absent = [name for name in _TELLING if name not in weights]
     if absent:
         raise _layout_error(path, absent, [name for name in weights if name not in _TELLING])
@@ -240,11 +240,12 @@ def _heads(path: Path, depth: int, width: int, num_heads: int | None) -> int:
     return known
 
 
-def _check_layout(path: Path, weights: dict[str, Tensor], config: SiTConfig, meaning: Convention) -> None:
-    """Raise `UserError` unless names, shapes and the position table are exactly those of our model."""
+def check_layout(path: Path, weights: dict[str, Tensor], config: SiTConfig, projectors: bool) -> None:
+    """Raise `UserError` unless names, shapes and the position table are exactly those of our model; there may be heads
+    beside it where there may be ``projectors``."""
     with torch.device("meta"):
         expected = {name: value.shape for name, value in SiT(config).state_dict().items()}
-    heads = {name for name in weights if meaning.projectors and _PROJECTOR.fullmatch(name)}
+    heads = {name for name in weights if projectors and _PROJECTOR.fullmatch(name)}
     missing = [name for name in expected if name not in weights]
     unexpected = [name for name in weights if name not in expected and name not in heads]
     if missing or unexpected:
@@ -263,9 +264,7 @@ def _layout_error(path: Path, missing: list[str], unexpected: list[str]) -> User
     def listed(names: list[str]) -> str:
         return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "") if names else "none"
 
-    return UserError(
-        f"{path} is not laid out as the convention says; missing: {listed(missing)}; unexpected: {listed(unexpected)}"
-    )
+    return UserError(f"{path} is not laid out as such a model is; missing: {listed(missing)}; unexpected: {listed(unexpected)}")
 
 
 def _objective(path: Path, args: Any, convention: str) -> Objective:

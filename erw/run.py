@@ -1,26 +1,26 @@
 """One run's folder and its progress: where it stands, what was saved, what was spent.
 
 runs/NAME/config.json         the resolved settings
-          metrics.jsonl       one line a report; tensorboard/ holds the same
+          metrics.jsonl       one line a report, and one an evaluation; tensorboard/ holds the same
           evals.jsonl         one line an evaluation
+          starts.jsonl        one line a start or resume: image, date, commit, versions, device
           accounts.json       images, seconds, FLOPs, device-hours by phase; evaluation, saving, teacher apart
           checkpoints/        see erw.checkpoint
 """
 
 import json
-import platform
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from erw import checkpoint
+from erw import __version__, checkpoint
 from erw.boards import open_boards
 from erw.build import public_buffers
 from erw.config import TrainConfig
 from erw.engine.engine import Engine
 from erw.engine.ranks import Ranks
+from erw.environment import device_name, fingerprint
 from erw.errors import UserError
 from erw.init_from import pinned, read_start, require
 from erw.settings import to_dict
@@ -80,8 +80,12 @@ class Run:
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         text = json.dumps(to_dict(self.config), indent=1)
         (self.folder / "config.json").write_text(text + "\n", encoding="utf-8")
-        for name in ("metrics.jsonl", "evals.jsonl"):
+        for name in ("metrics.jsonl", "evals.jsonl", "starts.jsonl"):
             _keep_rows(self.folder / name, self.images)
+        if not self.complete:
+            start = {"images": self.images, "ranks": self.ranks.count, "erw": __version__, **fingerprint(self.ranks.device)}
+            with (self.folder / "starts.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps(start) + "\n")
 
     def _start_of(self, images: int) -> int:
         return max([b for b in self.config.method.boundaries() if b <= images], default=0)
@@ -179,9 +183,8 @@ class Run:
     def write_accounts(self) -> None:
         """accounts.json: what was spent, and on what."""
         hours = self.accounts.total("device_seconds") / 3600
-        device = self.ranks.device
-        name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu"
-        data = {"images": self.images, "device_hours": hours, "devices": self.ranks.count, "device": name}
+        data = {"images": self.images, "device_hours": hours, "devices": self.ranks.count}
+        data |= {"device": device_name(self.ranks.device)}
         text = json.dumps({**data, **self.accounts.state()}, indent=1)
         (self.folder / "accounts.json").write_text(text + "\n", encoding="utf-8")
 

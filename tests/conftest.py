@@ -32,7 +32,7 @@ def pytest_collection_modifyitems(config, items):
 @pytest.hookimpl(optionalhook=True)
 def pytest_benchmark_update_machine_info(machine_info):
     """What our own records say of a machine, instead of its name in the network and the like."""
-    from erw.bench._env import fingerprint
+    from erw.environment import fingerprint
 
     machine_info.clear()
     machine_info.update(fingerprint(torch.device("cuda" if torch.cuda.is_available() else "cpu")))

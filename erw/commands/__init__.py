@@ -3,6 +3,10 @@
 COMMANDS = {
     "train": "train a preset: erw train PRESET [--section.field VALUE ...]; the same as python train_ds.py",
     "sample": "sample images from a run or a checkpoint: erw sample runs/demo/erw --count 64",
+    "probe": "look inside runs: semantic gap, alignment, progression: erw probe runs/demo/sit runs/demo/repa runs/demo/erw",
     "eval": "FID and its kin, with the protocol: erw eval samples.npz --reference VIRTUAL_imagenet256_labeled.npz",
-    "convert": "a .pt file of SiT, DiT or REPA to a run, or back: erw convert FILE.pt --convention sit --out runs/sit",
+    "report": "one page of HTML about runs: erw report runs/demo/sit runs/demo/erw --out report.html",
+    "compare": "what differs between two runs: erw compare runs/demo/repa runs/demo/erw",
+    "export": "a trained model as a folder, or as a .pt file: erw export runs/demo/erw --out exported/erw",
+    "import": "such a folder, or a .pt file of SiT, DiT or REPA, as a run: erw import exported/erw --out runs/erw",
 }

@@ -109,16 +109,16 @@ class Engine:
         optimizer's device; the host does not wait."""
         return begun - self._steps()
 
-    def read(self, key: str, keep: bool = True) -> dict[str, Tensor]:
-        """Full fp32 tensors on the CPU by public name; a collective. ``key``: weights, exp_avg, exp_avg_sq or ema.
+    def read(self, key: str, keep: bool = True, device: torch.device | str = "cpu") -> dict[str, Tensor]:
+        """Full fp32 tensors on ``device`` by public name; a collective. ``key``: weights, exp_avg, exp_avg_sq or ema.
 
-        A rank that does not ``keep`` them takes part and gets an empty dict.
+        A rank that does not ``keep`` them takes part and gets an empty dict. Beside the result one tensor is in memory.
         """
         tensors = {}
         for name, parameter in self.parameters().items():
             full = self.shards.get(parameter, key)
             if keep:
-                tensors[public_name(name)] = full.float().cpu()
+                tensors[public_name(name)] = full.to(device, torch.float32)
         return tensors
 
     def load(self, read: Callable[[str], dict[str, Tensor]], steps: int, scaler: dict[str, float]) -> None:

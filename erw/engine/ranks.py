@@ -4,10 +4,14 @@ import logging
 import os
 import socket
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+# Ranks that share work meet at its end only, which one may reach hours before another.
+_PATIENCE = timedelta(days=2)
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,22 @@ class Ranks:
             dist.broadcast_object_list(values, src=0, device=self.device)
         return values[0]
 
+    def collect(self, part: Tensor | None, senders: int) -> list[Tensor]:
+        """On the first rank the ``part`` of each of the first ``senders`` ranks, in order, on the CPU; [] elsewhere.
+
+        Parts have one shape and dtype. Ranks beyond the senders give None and do nothing.
+        """
+        if not self.first:
+            if self.rank < senders:
+                dist.send(part.contiguous(), 0)
+            return []
+        parts = [part.cpu()]
+        for other in range(1, senders):
+            buffer = part.new_empty(part.shape)
+            dist.recv(buffer, other)
+            parts.append(buffer.cpu())
+        return parts
+
     def barrier(self) -> None:
         """Wait for all ranks."""
         if self.count > 1:
@@ -49,6 +69,25 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+def _own_device() -> torch.device:
+    """This process's GPU, made current, or the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    torch.cuda.set_device(device)
+    return device
+
+
+def join_ranks() -> Ranks:
+    """For work that is only shared out: the process group that torchrun describes, without DeepSpeed; alone, no group."""
+    device = _own_device()
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return Ranks(0, 1, device)
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_PATIENCE)
+    return Ranks(dist.get_rank(), dist.get_world_size(), device)
 
 
 def start_ranks() -> Ranks:
@@ -62,10 +101,8 @@ def start_ranks() -> Ranks:
     if "RANK" not in os.environ:
         alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
         os.environ.update({**alone, "MASTER_PORT": str(_free_port())})
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else torch.device("cpu")
-    if cuda:
-        torch.cuda.set_device(device)
-    elif not dist.is_initialized():
+    device = _own_device()
+    if not cuda and not dist.is_initialized():
         # On a CPU DeepSpeed would spend most of a minute compiling a shared-memory all-reduce. gloo does without.
         deepspeed.ops.__compatible_ops__ = {}
     deepspeed.init_distributed("nccl" if cuda else "gloo", auto_mpi_discovery=False, verbose=False)

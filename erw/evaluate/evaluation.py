@@ -1,7 +1,6 @@
 """``erw eval``: figures of a set of samples, and the protocol that they were taken by."""
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from erw.evaluate.images import Images, open_images
 from erw.evaluate.metrics import measure
 from erw.evaluate.protocol import label_counts, now, sampling_record, versions
 from erw.evaluate.statistics import Statistics, open_reference
+from erw.files import json_bytes, whole
 from erw.settings import nearest
 
 # Evaluators that bring their own reference and see images and labels, not features.
@@ -102,11 +102,10 @@ def require_enough(side: str, count: int, width: int, allow_few: bool) -> None:
 
 def write_record(record: dict[str, Any], path: Path) -> None:
     """Write ``record`` as JSON, whole or not at all. Raises `UserError` where that cannot be done."""
-    unfinished = path.with_name(path.name + ".tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        os.replace(unfinished, path)
+        with whole(path) as file:
+            file.write(json_bytes(record))
     except OSError as error:
         raise UserError(f"--out {path} cannot be written: {error.strerror}") from None
 

@@ -10,7 +10,6 @@ ADM's reference batches have the first four and, as arr_0, images to take featur
 
 import hashlib
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from erw.evaluate.extract import Extracted, extract
 from erw.evaluate.features import Extractor
 from erw.evaluate.frechet import Moments
 from erw.evaluate.images import BUILT_IN, Images, open_images, open_npz, read_array
+from erw.files import whole
 
 KEPT = 10_000  # reference images whose features are kept; as many as ADM's batches hold
 
@@ -44,12 +44,10 @@ class Statistics:
             arrays |= {"mu_s": self.spatial.mean.numpy(), "sigma_s": self.spatial.covariance.numpy()}
         if self.features is not None:
             arrays["features"] = self.features.numpy()
-        unfinished = path.with_name(path.name + ".tmp")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with unfinished.open("wb") as file:
+            with whole(path) as file:
                 np.savez(file, **arrays, protocol=np.array(json.dumps(self.protocol)))
-            os.replace(unfinished, path)
         except OSError as error:
             raise UserError(f"{path} cannot be written: {error.strerror}: name another file") from None
 

@@ -49,6 +49,10 @@ class Objective:
         """(noisy x, t, targets) of clean latents (B, C, S, S) fp32 at stream positions ``index`` (B,)."""
         raise NotImplementedError
 
+    def noised(self, clean: Tensor, noise: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
+        """(x_t, t as the network sees it) of ``clean`` and ``noise`` (B, C, S, S) at ``time`` (B,) fp32: 0 is data, 1 noise."""
+        raise NotImplementedError
+
     def losses(self, prediction: Tensor, x: Tensor, t: Tensor, target: dict[str, Tensor], ops: OpSet) -> dict[str, Tensor]:
         """Parts of the loss by name, each (B,) fp32 (fp64 for fp64 input); their sum is the objective.
 

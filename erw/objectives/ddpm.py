@@ -99,10 +99,13 @@ class Ddpm(Objective):
 
     def corrupt(self, seed: int, latents: Tensor, index: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         noise = rng.normal(seed, index, Purpose.NOISE, tuple(latents.shape[1:]))
-        # A draw can round up to 1.
-        step = (rng.uniform(seed, index, Purpose.TIME) * STEPS).long().clamp(max=STEPS - 1)
-        x = full_schedule(latents.device).noised(latents, noise, step)
-        return x, step.float(), {"noise": noise, "clean": latents}
+        x, t = self.noised(latents, noise, rng.uniform(seed, index, Purpose.TIME))
+        return x, t, {"noise": noise, "clean": latents}
+
+    def noised(self, clean: Tensor, noise: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
+        # A time can be, or round up to, 1.
+        step = (time * STEPS).long().clamp(max=STEPS - 1)
+        return full_schedule(clean.device).noised(clean, noise, step), step.float()
 
     def losses(self, prediction: Tensor, x: Tensor, t: Tensor, target: dict[str, Tensor], ops: OpSet) -> dict[str, Tensor]:
         noise, v = prediction.to(torch.promote_types(prediction.dtype, torch.float32)).chunk(2, dim=1)

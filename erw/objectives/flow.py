@@ -60,6 +60,9 @@ class Flow(Objective):
         x, velocity = interpolate(latents, noise, t, self.interpolant)
         return x, t, {"velocity": velocity}
 
+    def noised(self, clean: Tensor, noise: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
+        return interpolate(clean, noise, time, self.interpolant)[0], time
+
     def losses(self, prediction: Tensor, x: Tensor, t: Tensor, target: dict[str, Tensor], ops: OpSet) -> dict[str, Tensor]:
         # Public SiT networks have twice the channels; the second half has no use and no gradient.
         velocity = prediction[:, : x.shape[1]]

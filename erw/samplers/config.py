@@ -34,6 +34,11 @@ class SampleConfig:
             raise UserError(f"--sample.steps must be at least 2, not {self.steps}")
         if not 0 < self.last_step < 1:
             raise UserError(f"--sample.last_step must lie between 0 and 1, not {self.last_step}")
+        if self.guidance_low > self.guidance_high:
+            raise UserError(
+                f"--sample.guidance_low {self.guidance_low} lies above --sample.guidance_high {self.guidance_high}: no t is"
+                " between them"
+            )
         if self.guidance_channels < 0:
             raise UserError(f"--sample.guidance_channels must be 0 (all) or more, not {self.guidance_channels}")
         for name in ("diffusion_norm", "tolerance"):

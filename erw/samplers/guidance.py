@@ -19,9 +19,10 @@ def guided(network: Network, config: SampleConfig, null: int, channels: int, tim
     if config.guidance == 1.0:
         return network
     count = min(config.guidance_channels or channels, channels)
+    always = config.guidance_low <= 0 and config.guidance_high >= 1  # then nobody reads t, which may lie on a device
 
     def with_guidance(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        if not config.guidance_low <= float(t[0]) / time_scale <= config.guidance_high:
+        if not always and not config.guidance_low <= float(t[0]) / time_scale <= config.guidance_high:
             return network(x, t, y)
         both = network(x.repeat(2, 1, 1, 1), t.repeat(2), torch.cat([y, torch.full_like(y, null)]))
         label, free = both.chunk(2)

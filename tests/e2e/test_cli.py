@@ -15,7 +15,9 @@ from PIL import Image
 
 import train_ds
 from erw import cli
-from erw.sample import load_run
+from erw.evaluate.digits import load_judge
+from erw.evaluate.running import EVAL_SEED
+from erw.sample import balanced_labels, generate, load_run
 from launch import environment
 from tiny import BATCH, tiny
 
@@ -51,13 +53,37 @@ def test_a_run_leaves_its_account(finished):
 def test_sample_rebuilds_the_model_from_the_checkpoint_alone(finished, run_erw, tmp_path):
     alone = tmp_path / "checkpoint"
     shutil.copytree(finished / "checkpoints" / f"{6 * BATCH:012d}", alone)
-    done = run_erw("sample", str(alone), "--count", "12", "--out", str(tmp_path / "out"), "--seed", "3", program="-m erw.cli")
+    done = run_erw(
+        "sample",
+        str(alone),
+        "--count",
+        "12",
+        "--batch",
+        "4",
+        "--out",
+        str(tmp_path / "out"),
+        "--seed",
+        "3",
+        program="-m erw.cli",
+    )
     assert done.returncode == 0, done.stderr
     data = np.load(tmp_path / "out" / "samples.npz")
     assert data["arr_0"].shape == (12, 8, 8, 1) and data["arr_0"].dtype == np.uint8
     assert list(data["labels"]) == [i % 10 for i in range(12)]
     assert Image.open(tmp_path / "out" / "samples.png").size[0] > 8
-    again = run_erw("sample", str(alone), "--count", "5", "--out", str(tmp_path / "again"), "--seed", "3", program="-m erw.cli")
+    again = run_erw(
+        "sample",
+        str(alone),
+        "--count",
+        "5",
+        "--batch",
+        "4",
+        "--out",
+        str(tmp_path / "again"),
+        "--seed",
+        "3",
+        program="-m erw.cli",
+    )
     assert again.returncode == 0, again.stderr
     assert np.array_equal(np.load(tmp_path / "again" / "samples.npz")["arr_0"], data["arr_0"][:5])
 
@@ -182,15 +208,28 @@ def test_no_compiler_is_needed(run_erw, tmp_path):
 
 @pytest.mark.dist
 def test_two_ranks_at_stage_three_train_hand_over_and_resume(run_erw, tmp_path):
-    common = ["digits-erw", "--ds-config", "ds_configs/zero3.json", "--eval.name", "none", "--out", str(tmp_path / "run"),
-              "--method.warmup_images", "64"]  # fmt: skip
+    run = tmp_path / "run"
+    common = ["digits-erw", "--ds-config", "ds_configs/zero3.json", "--out", run, "--method.warmup_images", "64",
+              "--eval.every", "64", "--eval.count", "20", "--eval.batch", "8"]  # fmt: skip
     first = run_erw(*common, "--images", "128", ranks=2)
     assert first.returncode == 0, first.stderr[-3000:]
     assert "hand-over at image 64" in first.stdout + first.stderr
     second = run_erw(*common, "--images", "192", "--resume", "auto", ranks=2)
     assert second.returncode == 0, second.stderr[-3000:]
     assert "resumed" in second.stdout + second.stderr
-    assert (tmp_path / "run" / "checkpoints" / f"{192:012d}" / "meta.json").exists()
+    assert (run / "checkpoints" / f"{192:012d}" / "meta.json").exists()
+    # Both ranks sampled from the gathered EMA, three blocks between them: what the checkpoint's own EMA gives.
+    rows = [json.loads(row) for row in (run / "evals.jsonl").read_text().splitlines()]
+    assert [row["images"] for row in rows] == [128, 192]
+    config, model, _ = load_run(run, torch.device("cpu"))
+    labels = balanced_labels(20, 10)
+    images = generate(model, config.objective, config.sample, labels, seed=EVAL_SEED, batch=8)
+    expected = load_judge("cpu").evaluate(images, labels)
+    assert {key: rows[-1][key] for key in expected} == pytest.approx(expected, rel=1e-3)
+    marked = [json.loads(row) for row in (run / "metrics.jsonl").read_text().splitlines() if '"evaluation"' in row]
+    assert [(row["images"], row["evaluation"], row["eval/frechet"]) for row in marked] == [
+        (row["images"], "digits", row["frechet"]) for row in rows
+    ]
 
 
 @pytest.mark.dist

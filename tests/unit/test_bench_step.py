@@ -9,13 +9,13 @@ import torch
 
 from erw.bench import _measure, _run
 from erw.bench import step as step_bench
-from erw.bench._env import fingerprint
 from erw.bench._ladder import Setup
 from erw.bench._peaks import bf16_peak
 from erw.bench._record import Record, slug
 from erw.bench._scene import Scene
 from erw.bench._timing import Deadline, Timing, interleave, quantile
 from erw.bench.ours import OurStep
+from erw.environment import fingerprint
 from erw.errors import UserError
 
 CPU = torch.device("cpu")

@@ -65,7 +65,7 @@ def test_the_record(files, capsys):
     assert protocol["reference"]["pixels"]["count"] == 50 and protocol["features"]["pixels"] == Pixels.facts
     assert len(protocol["samples"]["sha256"]) == len(protocol["reference"]["pixels"]["sha256"]) == 64
     assert protocol["versions"]["torch"] == torch.__version__.split("+")[0] and protocol["versions"]["torch-fidelity"]
-    assert not list(files.glob("*.tmp"))
+    assert not list(files.glob("*.partial"))
 
 
 def test_what_no_manifest_says_is_unknown(files, capsys):

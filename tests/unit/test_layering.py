@@ -12,12 +12,14 @@ ROOT = Path(__file__).resolve().parents[2]
 # A file's floor is that of the longest prefix of its module name. It may import from its own floor and below.
 FLOORS = [
     {"erw.kernels"},
-    {"erw.errors", "erw.settings", "erw.types", "erw.rng", "erw.ops", "erw.cache", "erw.clock"},
+    {"erw.errors", "erw.files", "erw.settings", "erw.types", "erw.rng", "erw.ops", "erw.cache", "erw.clock",
+     "erw.environment"},
     {"erw.models", "erw.objectives", "erw.latents", "erw.align", "erw.flops", "erw.data", "erw.teachers"},
     {"erw.optim", "erw.samplers", "erw.evaluate", "erw.engine", "erw.step", "erw.config", "erw.checkpoint",
      "erw.public", "erw.convert", "erw.init_from",
      "erw.telemetry", "erw.boards", "erw.build", "erw.settle", "erw.sample", "erw.repeatable"},
-    {"erw.run", "erw.evaluate.running", "erw.plan", "erw.presets", "erw.options", "erw.profile"},
+    {"erw.run", "erw.evaluate.running", "erw.plan", "erw.presets", "erw.options", "erw.profile", "erw.probe",
+     "erw.report", "erw.card", "erw.exported"},
     {"train_ds", "erw.cli", "erw.commands", "erw.bench"},
 ]  # fmt: skip
 

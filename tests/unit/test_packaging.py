@@ -17,4 +17,5 @@ def test_a_wheel_holds_the_folders_beside_erw(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     names = set(zipfile.ZipFile(next(tmp_path.glob("erw-*.whl"))).namelist())
     assert {"train_ds.py", "erw/kernels/__init__.py", "erw/bench/gpu.py", "erw/ds_configs/zero3.json"} <= names
+    assert {"erw/report/page.html", "erw/report/page.css", "erw/commands/import.py"} <= names
     assert not any(name.startswith(("kernels/", "bench/", "tests/", "ds_configs/")) for name in names)

@@ -259,27 +259,29 @@ def test_what_a_convention_cannot_mean_is_not_exported(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["/nowhere.pt", "--convention", "sit", "--out", "OUT"], "'/nowhere.pt' does not exist"),
-        (["FILE", "--convention", "repaa", "--out", "OUT"], "did you mean repa"),
-        (["FILE", "--convention", "sit", "--out", "OUT"], "say them with --num-heads"),
-        (["FILE", "--out", "OUT"], "one of the arguments --convention --to is required"),
-        (["FILE", "--convention", "sit"], "required: --out"),
-        (["FILE", "--to", "sit", "--out", "OUT"], "neither a checkpoint nor"),
-        (["FILE", "--to", "sit", "--out", "OUT", "--num-heads", "2"], "--num-heads is for --convention"),
+        (["import", "/nowhere.pt", "--from", "sit", "--out", "OUT"], "'/nowhere.pt' does not exist"),
+        (["import", "FILE", "--from", "repaa", "--out", "OUT"], "invalid choice: 'repaa'"),
+        (["import", "FILE", "--from", "sit", "--out", "OUT"], "say them with --num-heads"),
+        (["import", "FILE", "--out", "OUT"], "say whose code wrote it with --from sit, dit, repa"),
+        (["import", "FILE", "--from", "sit"], "required: --out"),
+        (["import", "FILE", "--from", "sit", "--num-heads", "2", "--out", "FILE"], "is a file: name a folder"),
+        (["export", "FILE", "--to", "sit", "--out", "OUT"], "neither a checkpoint nor"),
+        (["export", "FILE", "--to", "sit", "--out", "OUT", "--dtype", "bf16"], "--dtype is for --to erw"),
+        (["export", "FILE", "--to", "sit", "--out", "OUT", "--data-license", "x"], "--data-license is for --to erw"),
     ],
 )
 def test_mistakes_in_converting_get_one_line(arguments, says, tmp_path, capsys):
     file = write(published_weights(network("sit")), tmp_path / "x.pt")
     with pytest.raises(SystemExit) as stopped:
-        cli.main(["convert", *({"FILE": str(file), "OUT": str(tmp_path / "out")}.get(a, a) for a in arguments)])
+        cli.main([{"FILE": str(file), "OUT": str(tmp_path / "out")}.get(a, a) for a in arguments])
     error = capsys.readouterr().err.strip()
     assert stopped.value.code == 2 and says in error and len(error.splitlines()) == 1, error
     assert not (tmp_path / "out").exists()
 
 
-def test_the_command_converts_both_ways(tmp_path, capsys):
+def test_the_commands_convert_both_ways(tmp_path, capsys):
     file, run, back = write(published_weights(network("sit")), tmp_path / "x.pt"), tmp_path / "run", tmp_path / "back.pt"
-    cli.main(["convert", str(file), "--convention", "sit", "--out", str(run), "--num-heads", "2", "--vae", "folder"])
+    cli.main(["import", str(file), "--from", "sit", "--out", str(run), "--num-heads", "2", "--vae", "folder"])
     assert load_run(run, torch.device("cpu"))[0].latents == LatentConfig(kind="vae", vae="folder")
-    cli.main(["convert", str(run), "--to", "sit", "--out", str(back)])
+    cli.main(["export", str(run), "--to", "sit", "--out", str(back)])
     assert back.exists() and str(back) in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Where a measurement was made: device, versions, commit. All plain JSON types."""
+"""Where a run or a measurement was made: device, versions, commit. All plain JSON types."""
 
 import os
 import platform

@@ -1,0 +1,24 @@
+"""Files that are whole or not there: what a killed process leaves behind is never taken for finished work."""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[IO[bytes]]:
+    """A binary file to write in a folder that exists, synced and renamed to ``path`` at the end, and only then."""
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("wb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def json_bytes(data: dict[str, Any]) -> bytes:
+    """Indented, a line at the end. Raises ValueError for NaN and infinity, which JSON does not have."""
+    return (json.dumps(data, indent=1, allow_nan=False) + "\n").encode()
