@@ -1,7 +1,6 @@
 """``erw report``: several runs as one page of HTML that holds everything it shows and loads nothing."""
 
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -9,14 +8,18 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from erw import __version__
+from erw.config import TrainConfig
 from erw.errors import UserError
+from erw.evaluate import anchors as published
+from erw.evaluate.anchors import Anchor
+from erw.files import whole
 from erw.plan import phase_words, phases
 from erw.report.charts import COLOURS
 from erw.report.differences import GROUPS, PLACES, settings_by_group, versions
 from erw.report.facts import method_name, model_name, protocol_words, shown
 from erw.report.metrics import figures, metric
 from erw.report.numbers import duration, flops, hours, listed, short
-from erw.report.panels import Anchor, evaluation_charts, training_charts
+from erw.report.panels import evaluation_charts, training_charts
 from erw.report.pictures import pictures
 from erw.report.record import RunRecord, read_runs
 from erw.report.words import lead
@@ -24,7 +27,8 @@ from erw.report.words import lead
 Anchors = Mapping[str, Sequence[Anchor]]
 
 
-def write_report(folders: list[Path], out: Path, anchors_for=None) -> None:
+def write_report(folders: list[Path], out: Path,
+                 anchors_for: Callable[[TrainConfig], Sequence[Anchor]] = published.anchors_for) -> None:  # fmt: skip
     """Write the page about the runs in ``folders`` to the file ``out``, whole or not at all.
 
     ``anchors_for(config)`` gives the published results to show beside a run. Raises `UserError` where a folder is no run's,
@@ -37,15 +41,14 @@ def write_report(folders: list[Path], out: Path, anchors_for=None) -> None:
                 f"{run.folder} has no metrics yet (metrics.jsonl is {'empty' if run.hand_overs else 'empty or missing'}): wait"
                 f" for its first report, at --train.log_every {run.config.train.log_every} images"
             )
-    anchors = {run.name: tuple(anchors_for(run.config)) if anchors_for else () for run in runs}
+    anchors = {run.name: tuple(anchors_for(run.config)) for run in runs}
     text = render(runs, anchors)
     if out.is_dir():
         raise UserError(f"--out {out} is a folder: name a file")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        partial = out.with_name(f".partial-{out.name}")
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, out)
+        with whole(out) as file:
+            file.write(text.encode())
     except OSError as error:
         raise UserError(f"--out {out} cannot be written: {error.strerror}") from None
 

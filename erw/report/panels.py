@@ -1,10 +1,10 @@
 """The charts of a page: evaluations against images, FLOPs and seconds, and the curves of training."""
 
 from collections.abc import Sequence
-from typing import Protocol
 
 from markupsafe import Markup
 
+from erw.evaluate.anchors import Anchor
 from erw.report.charts import Chart, Line, Mark, draw, spread
 from erw.report.facts import method_name
 from erw.report.metrics import figures, metric
@@ -31,18 +31,6 @@ _LABELS = {
 _RAISED = str.maketrans("0123456789", "\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079")
 _SMOOTH_FROM = 40  # reports; shorter curves are shown as they are
 _REACH = 1.5  # published results further than that beyond the runs are left to the table
-
-
-class Anchor(Protocol):
-    """A published result of a model like a run's."""
-
-    model: str
-    method: str
-    steps: int
-    images: int
-    metric: str
-    value: float
-    source: str
 
 
 def evaluation_charts(runs: list[RunRecord], anchors: Sequence[Anchor]) -> list[tuple[str, list[Markup]]]:

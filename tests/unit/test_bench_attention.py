@@ -29,14 +29,15 @@ def test_dry_run_records_every_backend(tmp_path, capsys):
         (n, w, 33) for w in (8, 72) for n in BACKENDS
     ]
     for row in record["rows"]:
-        if row["backend"] not in ("math", "sdpa", "flash"):
+        if row["backend"] not in ("math", "sdpa", "flash", "matmul"):
             assert row["status"] == "unusable" and row["reason"] and "ms" not in row
             continue
         assert row["status"] == "usable" and row["reason"] is None
         assert all(1e-9 < row["error"][part] < 2e-6 for part in ("out", "dq", "dk", "dv"))
         assert all(0 < row["ms"][way]["p20"] <= row["ms"][way]["median"] <= row["ms"][way]["p80"] for way in row["ms"])
         assert set(row["ms"]) == {"forward", "backward"}
-        assert ("flash_attention_for_cpu" in row["kernel"]["forward"]) == (row["backend"] != "math")
+        if row["backend"] != "matmul":  # whose Python counts for more at this size
+            assert ("flash_attention_for_cpu" in row["kernel"]["forward"]) == (row["backend"] != "math")
     shown = capsys.readouterr().out
     assert "dry run: the times say nothing about speed" in shown
     assert shown.count("_scaled_dot_product_flash_attention_for_cpu") == 4
@@ -70,7 +71,7 @@ def test_what_the_time_did_not_reach_is_untested_and_a_killed_run_leaves_what_it
 
 
 def test_the_kernel_named_is_the_one_that_took_longest():
-    a = torch.randn(300, 300)
+    a = torch.randn(1000, 1000)
     assert attention.longest_kernel(lambda: (a @ a, a + 1), torch.device("cpu")) == "aten::mm"
     assert attention.longest_kernel(lambda: None, torch.device("cpu")) is None
 
