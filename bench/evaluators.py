@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from erw.bench._record import RESULTS
 from erw.bench._section import with_section
-from erw.environment import fingerprint
+from erw.environment import fingerprint, version
 from erw.errors import UserError, exits_cleanly
 from erw.evaluate.frechet import Moments, frechet_distance
 from erw.evaluate.inception import FILES, build, read_weights
@@ -148,7 +148,7 @@ def measure(count: int = COUNT, sizes: tuple[int, ...] = SIZES) -> dict[str, Any
                 row = {"library": library, "setting": setting, "images": does, "side": side}
                 rows.append(row | _compare(load, file, pixels, first, scale))
     environment = fingerprint(torch.device("cpu")) | {
-        name: _version(name) for name in ("torch-fidelity", "torchmetrics", "clean-fid")
+        name: version(name) for name in ("torch-fidelity", "torchmetrics", "clean-fid")
     }
     return {"what": "evaluators", "count": count, "rows": rows, "environment": environment}
 
@@ -168,15 +168,6 @@ def _compare(load: Callable, file: Path, pixels: Tensor, first: Tensor, scale: f
         "frechet_share": distance / scale,
         "seconds_per_image": seconds / len(pixels),
     }
-
-
-def _version(package: str) -> str | None:
-    from importlib import metadata
-
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def table(record: dict[str, Any]) -> str:

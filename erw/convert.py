@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from erw.align import Plain
-from erw.checkpoint import Meta, found, locate, read_meta, read_tensors, save
-from erw.config import RunConfig, TrainConfig, config_from_dict
+from erw.checkpoint import Meta, found, read_tensors, save
+from erw.config import RunConfig, TrainConfig
 from erw.data import DataConfig
 from erw.errors import UserError
 from erw.files import whole
@@ -18,6 +18,7 @@ from erw.models.sit import SiTConfig
 from erw.objectives import Objective
 from erw.optim import WEIGHTS
 from erw.public import convention_of, read_public, to_public
+from erw.sample.load import read_run
 from erw.settings import to_dict
 
 
@@ -66,25 +67,12 @@ def export_public(run: Path, convention: str, out: Path) -> None:
     convention_of(convention)
     if out.exists():
         raise UserError(f"--out {out} exists: name another file")
-    checkpoint, _, config = whole_model(run)
+    config, _, checkpoint = read_run(run)
     _check_fits(checkpoint, config.model, config.objective, convention)
     weights = {name: value.contiguous() for name, value in to_public(read_tensors(checkpoint, "ema"), convention).items()}
     out.parent.mkdir(parents=True, exist_ok=True)
     with whole(out) as file:
         torch.save({"ema": weights}, file)
-
-
-def whole_model(run: Path) -> tuple[Path, Meta, TrainConfig]:
-    """(checkpoint, what it says, its settings) of a run's newest checkpoint or of a checkpoint.
-
-    Raises `UserError` where there is none, and for one out of a warm-up, which has a part of the model only.
-    """
-    checkpoint = locate(run)
-    meta = read_meta(checkpoint)
-    config = config_from_dict(meta.config)
-    if config.method.phase(max(meta.images - 1, 0)).depth is not None:
-        raise UserError(f"{checkpoint} lies in the warm-up: it is no whole model; take a later checkpoint")
-    return checkpoint, meta, config
 
 
 def _check_fits(checkpoint: Path, model: SiTConfig, objective: Objective, convention: str) -> None:

@@ -25,11 +25,12 @@ from erw import __version__
 from erw.card import Licences, model_card
 from erw.checkpoint import Meta, read_tensors, sha256
 from erw.config import TrainConfig, config_from_dict
-from erw.convert import check_free, whole_model, write_run
+from erw.convert import check_free, write_run
 from erw.errors import UserError
 from erw.public import check_layout
 from erw.report.records import read_records
 from erw.report.rows import read_object, read_rows
+from erw.sample.load import read_run
 from erw.settings import to_dict
 
 FORMAT, VERSION = "erw-export", 1
@@ -55,7 +56,7 @@ def write_export(run: Path, out: Path, *, dtype: str = "fp32", weights: str = "e
     """
     if out.exists():
         raise UserError(f"--out {out} exists: name another folder")
-    checkpoint, meta, config = whole_model(run)
+    config, meta, checkpoint = read_run(run)
     licences = (licences or Licences()).checked(config)
     tensors = {
         name: tensor.to(torch.float32 if name == _TABLE else DTYPES[dtype]).contiguous()

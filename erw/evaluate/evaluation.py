@@ -13,7 +13,7 @@ from erw.evaluate.extract import PART, extract, pixel_digest
 from erw.evaluate.features import FEATURES, load_extractor, signed
 from erw.evaluate.images import Images, open_images
 from erw.evaluate.metrics import measure
-from erw.evaluate.protocol import label_counts, now, sampling_record, versions
+from erw.evaluate.protocol import label_counts, sampling_record, surroundings
 from erw.evaluate.statistics import Statistics, open_reference
 from erw.files import json_bytes, whole
 from erw.settings import nearest
@@ -67,7 +67,7 @@ def evaluate(request: Request, device: torch.device) -> dict[str, Any]:
     samples = {"source": str(path), "count": images.count, "image_size": list(images.shape[:2]), "channels": images.shape[2],
                "sha256": digest, "labels": label_counts(images.labels)}  # fmt: skip
     protocol = {"samples": samples, "sampling": sampling_record(path), "features": networks, "reference": references,
-                "allow_few": request.allow_few, "device": device.type, "versions": versions(), "date": now()}  # fmt: skip
+                "allow_few": request.allow_few, "environment": surroundings(device)}  # fmt: skip
     return {"results": results, "checks": checks, "protocol": protocol}
 
 

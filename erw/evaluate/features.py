@@ -45,8 +45,8 @@ def load_extractor(name: str, device: torch.device, weights: Path | None = None)
 @contextlib.contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
     """fp32 that is fp32: no autocast, no TF32. A figure must not depend on what training had switched on."""
-    matmul = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = False
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
     try:
         with (
             torch.no_grad(),
@@ -55,7 +55,7 @@ def full_precision(device: torch.device) -> Iterator[None]:
         ):
             yield
     finally:
-        torch.backends.cuda.matmul.allow_tf32 = matmul
+        torch.set_float32_matmul_precision(before)
 
 
 def signed(pixels: Tensor) -> Tensor:

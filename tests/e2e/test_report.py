@@ -29,6 +29,7 @@ def runs(run_jobs, tmp_path_factory):
     for out in places.values():
         for images in (4 * BATCH, 6 * BATCH):
             cli.main(["sample", str(out / "checkpoints" / f"{images:012d}"), "--count", "20"])
+    cli.main(["eval", str(places["erw"]), "--features", "digits"])
     return list(places.values())
 
 
@@ -43,6 +44,7 @@ def test_the_page_holds_every_run_and_its_figures(runs, page):
     read = Page(page.read_text(encoding="utf-8"))
     read.check()
     assert len(read.loads) == 4 and "hand-overs between phases" in read.text and "alignment loss" in read.text
+    assert "20 samples by ode, steps 4," in read.text and "reference the judge's own" in read.text
     for run in runs:
         assert run.name in read.text
         last = json.loads((run / "evals.jsonl").read_text().splitlines()[-1])
@@ -84,7 +86,8 @@ def test_a_trained_model_is_handed_on_bit_for_bit(runs, tmp_path):
     images = [np.load(run / f"samples-{6 * BATCH:012d}" / "samples.npz")["arr_0"] for run in (runs[1], tmp_path / "back")]
     assert np.array_equal(*images) and images[0].std() > 0
     figure = json.loads((runs[1] / "evals.jsonl").read_text().splitlines()[-1])["frechet"]
-    assert f"{figure:.4g}" in (tmp_path / "exported" / "README.md").read_text()
+    card = (tmp_path / "exported" / "README.md").read_text()
+    assert f"{figure:.4g}" in card and "Protocol (`erw eval`): 20 samples by ode" in card
 
 
 def test_each_start_of_a_run_is_noted(runs, one_rank, tmp_path):

@@ -191,7 +191,9 @@ def test_dense_tensors_of_any_layout(update):
     turned["grad"] = plain["grad"]  # in rows, where the weights lie in columns
     for state in (plain, turned):
         update(**state, lr=1e-3, **RATES)
-    assert all(torch.equal(plain[name], turned[name]) for name in NAMES)
+    # A CPU rounds by an ulp otherwise at the end of a tensor than within it.
+    slack = {"rtol": 0.0, "atol": 0.0} if update is adamw_ema else {"rtol": 1e-6, "atol": 5e-7}
+    assert all(torch.allclose(plain[name], turned[name], **slack) for name in NAMES)
 
 
 def test_what_does_not_fit_is_named():

@@ -66,12 +66,17 @@ def test_a_vision_transformer_gives_its_class_token(monkeypatch):
         torch.testing.assert_close(teacher.tokens(pixels), teacher._features(pixels)[:, 1:])
 
 
-def test_full_precision_is_undone():
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    with torch.autocast("cpu", dtype=torch.bfloat16), full_precision(CPU):
-        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
-        assert not torch.backends.cuda.matmul.allow_tf32 and not torch.backends.cudnn.allow_tf32
-    assert before == (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32)
+@pytest.mark.parametrize("before", ["highest", "high"])
+def test_full_precision_is_undone(before):
+    convolutions = torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision(before)
+    try:
+        with torch.autocast("cpu", dtype=torch.bfloat16), full_precision(CPU):
+            assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
+            assert torch.get_float32_matmul_precision() == "highest" and not torch.backends.cudnn.allow_tf32
+        assert torch.get_float32_matmul_precision() == before and torch.backends.cudnn.allow_tf32 == convolutions
+    finally:
+        torch.set_float32_matmul_precision("highest")
 
 
 def test_unknown_names_get_one_line():

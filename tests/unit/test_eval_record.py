@@ -64,7 +64,8 @@ def test_the_record(files, capsys):
     assert protocol["samples"]["count"] == 40 and protocol["samples"]["labels"] == {"classes": 10, "rarest": 4, "commonest": 4}
     assert protocol["reference"]["pixels"]["count"] == 50 and protocol["features"]["pixels"] == Pixels.facts
     assert len(protocol["samples"]["sha256"]) == len(protocol["reference"]["pixels"]["sha256"]) == 64
-    assert protocol["versions"]["torch"] == torch.__version__.split("+")[0] and protocol["versions"]["torch-fidelity"]
+    where = protocol["environment"]
+    assert where["torch"] == torch.__version__.split("+")[0] and where["torch-fidelity"] and where["date"] and where["device"]
     assert not list(files.glob("*.partial"))
 
 

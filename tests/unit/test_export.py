@@ -229,7 +229,7 @@ def test_a_damaged_folder_gets_one_line_and_makes_no_run(what, says, exported, t
         (["export", "WARM", "--out", "OUT"], "lies in the warm-up: it is no whole model"),
         (["export", "RUN", "--out", "EXPORTED"], "exists: name another folder"),
         (["export", "RUN", "--out", "FILE/x"], "cannot be written"),
-        (["export", "/nowhere", "--out", "OUT"], "neither a checkpoint nor the folder of a run"),
+        (["export", "/nowhere", "--out", "OUT"], "does not exist: name a run"),
         (["export", "CUT", "--out", "OUT"], "is truncated"),
         (["export", "RUN", "--out", "OUT", "--dtype", "fp8"], "invalid choice: 'fp8'"),
         (["import", "EXPORTED", "--out", "RUN"], "already holds a run"),

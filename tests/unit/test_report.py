@@ -120,7 +120,7 @@ def test_names_and_settings_are_text_and_never_markup(tmp_path):
     run = write_run(tmp_path / folder, config, evals=judged(3.0, key=evil), starts=(start,))
     write_rows(run / "metrics.jsonl", [report_row(BATCH, **{evil: 0.5, "phase": evil}), {"images": BATCH, "hand_over": evil}])
     other = write_run(tmp_path / "b", tiny("sit", "y"))
-    page = page_of(tmp_path, run, other, anchors=lambda config: [published(model=evil, source=evil)])
+    page = page_of(tmp_path, run, other, anchors_for=lambda config: [published(model=evil, source=evil)])
     page.check()
     assert "img" not in page.tags and folder in page.text and page.text.count(evil) >= 6
 
@@ -133,7 +133,7 @@ def published(images: int = LAST, value: float = 7.9, steps: int = 4, **others) 
 def test_published_results_stand_in_a_table_and_in_the_chart_where_they_fit(tmp_path):
     run = write_run(tmp_path / "run", tiny("repa", "x"), evals=judged(30.0, 9.0, key="fid"))
     far = published(100 * LAST, 5.9, 400)
-    page = page_of(tmp_path, run, anchors=lambda config: [published(), published(), far])
+    page = page_of(tmp_path, run, anchors_for=lambda config: [published(), published(), far])
     page.check()
     assert page.text.count("a paper, Table 1") == 2 + 1 and "5.9" in page.text  # two rows, one tooltip
     assert page.html.count('class="published"') == 1
