@@ -16,7 +16,7 @@ from erw.files import whole
 from erw.plan import phase_words, phases
 from erw.report.charts import COLOURS
 from erw.report.differences import GROUPS, PLACES, settings_by_group, versions
-from erw.report.facts import model_name, protocol_words, shown
+from erw.report.facts import method_name, model_name, protocol_words, shown
 from erw.report.metrics import figures, metric
 from erw.report.numbers import duration, flops, hours, listed, short
 from erw.report.panels import evaluation_charts, training_charts
@@ -101,7 +101,8 @@ def _run(run: RunRecord, index: int) -> dict[str, Any]:
         "name": run.name,
         "colour": index % COLOURS,
         "dashed": index >= COLOURS,
-        "model": model_name(run.config)(run.config.method.name),
+        "model": model_name(run.config),
+        "method": method_name(run.config.method.name),
         "images": run.images,
         "planned": run.config.train.images,
         "finished": run.finished,
