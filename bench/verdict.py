@@ -59,6 +59,8 @@ def plan(variants: list[str], scale: float = 1.0) -> dict[str, TrainConfig]:
 def _settings(variant: str) -> TrainConfig:
     base, teacher = VARIANTS[variant]
     config = preset(base)
+    # By name, as a run's own settings have it: a figure is of one set of operations.
+    config = replace(config, engine=replace(config.engine, ops="reference"))
     return replace(config, teacher=replace(config.teacher, name=teacher)) if teacher else config
 
 
