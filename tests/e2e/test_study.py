@@ -83,6 +83,21 @@ def test_the_record_holds_every_run_whole(study):
     assert f"lower is better: {' < '.join(figures.ranking(record))}" in said
 
 
+def test_a_study_run_twice_says_the_same(study, run_erw, tmp_path):
+    """On a CPU every figure is equal but seconds, the killed and resumed run's too."""
+    out, *_ = study
+    (tmp_path / "again").mkdir()
+    program, *arguments = " ".join(_command(tmp_path / "again")[:2]), *_command(tmp_path / "again")[2:]
+    done = run_erw(*arguments, program=program)
+    assert done.returncode == 0, done.stderr[-4000:]
+    first, second = (json.loads((folder / "study.json").read_text()) for folder in (out, tmp_path / "again"))
+    assert figures.ranking(first) == figures.ranking(second)
+    for name, entry in first["variants"].items():
+        for a, b in zip(entry["runs"], second["variants"][name]["runs"], strict=True):
+            drop = [[{k: v for k, v in row.items() if k != "seconds"} for row in run["curve"]] for run in (a, b)]
+            assert drop[0] == drop[1]
+
+
 def test_runs_of_other_settings_or_machines_are_not_gone_on_with(study, monkeypatch):
     out, *_ = study
     digits = read_study("digits")
