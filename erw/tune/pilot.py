@@ -10,7 +10,7 @@ from erw.align import Erw
 from erw.config import TrainConfig
 from erw.errors import UserError
 from erw.plan import Costs, phases
-from erw.tune.choice import Curve
+from erw.tune.choice import Curve, as_record, choose
 
 _POINTS = 400  # of a curve, at most
 
@@ -43,7 +43,7 @@ def depths_of(config: TrainConfig) -> tuple[int, ...]:
 
 
 def plan(config: TrainConfig, wish: PilotConfig, out: Path) -> dict[tuple[int, int], TrainConfig]:
-    """A run for each (depth, seed) below ``out``: its warm-up has the pilot's FLOPs, and one step follows, as a run must end in.
+    """A run for each (depth, seed) below ``out``: its warm-up has the pilot's FLOPs; one step follows, in which runs end.
 
     Raises `UserError` for settings without ERW's warm-up and for depths that do not fit.
     """
@@ -85,3 +85,15 @@ def read_curve(run: TrainConfig) -> Curve:
     rows: list[dict[str, Any]] = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     warmup = run.method.warmup_images
     return [(row["images"] / warmup, row["align"]) for row in rows if row.get("phase") == "warmup" and "align" in row]
+
+
+def tune(config: TrainConfig, name: str, wish: PilotConfig, out: Path, train: Callable[[TrainConfig], None]) -> dict[str, Any]:
+    """The record of a whole pilot for the run ``config`` of the preset ``name``: what was chosen, and what it was read off."""
+    curves = pilot(config, wish, out, train)
+    choice = choose(curves)
+    method = replace(config.method, depth=choice.depth, projection_depth=max(choice.depth, config.method.projection_depth))
+    each = Costs(replace(config, method=method)).per_image(method.phase(0)) * config.train.batch
+    images = max(1, round(choice.share * wish.share * budget(config) / each)) * config.train.batch
+    return as_record(curves, choice, preset=name, warmup_images=images, projection_depth=method.projection_depth,
+                     projection_raised=method.projection_depth != config.method.projection_depth, pilot_share=wish.share,
+                     budget_flops=budget(config), seeds=list(wish.seeds))  # fmt: skip

@@ -19,7 +19,7 @@ FLOORS = [
      "erw.public", "erw.convert", "erw.init_from",
      "erw.telemetry", "erw.boards", "erw.build", "erw.settle", "erw.sample", "erw.repeatable"},
     {"erw.run", "erw.evaluate.running", "erw.plan", "erw.presets", "erw.options", "erw.profile", "erw.probe",
-     "erw.report", "erw.card", "erw.exported"},
+     "erw.report", "erw.card", "erw.exported", "erw.tune"},
     {"train_ds", "erw.cli", "erw.commands", "erw.bench"},
 ]  # fmt: skip
 
