@@ -13,7 +13,7 @@ def _parser() -> Parser:
     parser = Parser(
         "tune-warmup",
         allow_abbrev=False,
-        description="Choose the length and depth of ERW's warm-up from a short pilot: trains the warm-up alone at a few depths,\n"
+        description="Choose the length and depth of ERW's warm-up from a short pilot: trains it alone at a few depths,\n"
         "reads the elbow of the alignment loss, and prints the options to train with. Writes tune-warmup.json, .md and .png.",
         epilog="examples:\n  erw tune-warmup digits-erw\n"
         "  erw tune-warmup in256-erw-xl2 --share 0.1 --depths 3,5,8 --data.path DATA",
