@@ -1,9 +1,9 @@
 """How long and how deep to warm up, read off alignment curves.
 
-Length: a warm-up pays while the alignment loss falls fast and stops paying on the plateau. The curve is cut into bins of equal
-FLOPs, both axes are scaled to 0 .. 1, and the warm-up ends where the curve is farthest below its chord (the elbow; after
-Satopaa et al., "Finding a 'kneedle' in a haystack", 2011). Depth: the one whose alignment loss is lowest at the common elbow, so for
-equal FLOPs.
+Length: a warm-up pays while the alignment loss falls fast and stops paying on the plateau. The curve is cut into bins of
+equal FLOPs, both axes are scaled to 0 .. 1, and the warm-up ends where the curve is farthest below its chord (the elbow;
+after Satopaa et al., "Finding a 'kneedle' in a haystack", 2011). Depth: the one whose alignment loss is lowest at the
+common elbow, so for equal FLOPs.
 """
 
 import statistics
