@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 from erw.errors import UserError
-from erw.prepare.sources import by_class, climbs_out
+from erw.prepare.classes import File, by_class, climbs_out
 
 _CLIMBS = "the entry climbs out of the archive"
 _OPENERS = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
@@ -58,7 +58,7 @@ class ZipSource:
         names = {name for name, _ in refused}
         good = [e for e in entries if e.filename not in names]
         folders = [e.filename.rstrip("/") for e in good if e.is_dir()]
-        files = ((e.filename, e.file_size, None) for e in good if not e.is_dir())
+        files = (File(e.filename, e.file_size) for e in good if not e.is_dir())
         self.listing, _ = by_class(path, split, files, folders, refused)
 
     def read(self, number: int) -> bytes:
@@ -121,14 +121,14 @@ class _Open:
 
 
 def _members(archive: tarfile.TarFile, folders: list[str], refused: list[tuple[str, str]], start: int = 0,
-             within: str = "") -> Iterator[tuple[str, int, int]]:  # fmt: skip
-    """(name, bytes, offset) of each file; folders and refused entries are added to the lists."""
+             within: str = "") -> Iterator[File]:  # fmt: skip
+    """Each file, its place being the offset of its bytes; folders and refused entries are added to the lists."""
     for member in archive:
         name = within + os.path.normpath(member.name).replace(os.sep, "/")
         if climbs_out(member.name):
             refused.append((member.name, _CLIMBS))
         elif member.isdir():
-            folders.append(name)
+            folders += [name] * (name != ".")
         elif member.isfile() and not member.issparse():
             if name.endswith(".tar"):
                 folder = PurePosixPath(name).with_suffix("").as_posix()
@@ -136,7 +136,7 @@ def _members(archive: tarfile.TarFile, folders: list[str], refused: list[tuple[s
                 inner = tarfile.TarFile(fileobj=archive.extractfile(member))
                 yield from _members(inner, folders, refused, start + member.offset_data, f"{folder}/")
             else:
-                yield name, member.size, start + member.offset_data
+                yield File(name, member.size, start + member.offset_data)
         else:
             refused.append((name, "a link or device in the archive, not a file"))
 

@@ -10,7 +10,8 @@ import warnings
 import numpy as np
 from PIL import Image, ImageOps
 
-MAX_PIXELS = 178_956_970  # half a GiB as RGB; what Pillow refuses by itself
+MAX_PIXELS = 100_000_000
+PILLOWS_LIMIT = 178_956_970  # what Pillow itself refuses
 
 
 class Unusable(Exception):
@@ -30,7 +31,7 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS, orient: bool = False) -> t
     except Image.UnidentifiedImageError:
         raise Unusable("not an image") from None
     except Image.DecompressionBombError:
-        raise Unusable(f"more than {MAX_PIXELS:,} pixels: a decompression bomb?") from None
+        raise Unusable(f"more than {PILLOWS_LIMIT:,} pixels: a decompression bomb?") from None
     except MemoryError:
         raise
     except Exception as error:  # decoders raise whatever broken bytes lead them to

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from erw.errors import UserError
-from erw.prepare.sources import by_class
+from erw.prepare.classes import File, by_class
 
 
 class FolderSource:
@@ -16,7 +16,7 @@ class FolderSource:
         folders: list[str] = []
         self.listing, _ = by_class(path, split, self._files(folders), folders)
 
-    def _files(self, folders: list[str]) -> Iterator[tuple[str, int, None]]:
+    def _files(self, folders: list[str]) -> Iterator[File]:
         seen = set()
         for top, below, files in os.walk(self.path, followlinks=True, onerror=_refuse):
             real = os.path.realpath(top)
@@ -27,7 +27,7 @@ class FolderSource:
             prefix = "" if inner == "." else inner.replace(os.sep, "/") + "/"
             folders += [prefix + name for name in below]
             for name in files:
-                yield prefix + name, _size(os.path.join(top, name)), None
+                yield File(prefix + name, _size(os.path.join(top, name)))
 
     def read(self, number: int) -> bytes:
         """See `erw.prepare.sources.Source`."""

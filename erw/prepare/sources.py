@@ -5,9 +5,8 @@ pickled, and opens its files where it is used. Nothing is ever unpacked under a 
 """
 
 import hashlib
-from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -16,8 +15,8 @@ from erw.errors import UserError
 
 # What is taken for an image by its name; anything else is listed as another file and judged no further.
 SUFFIXES = frozenset(
-    [".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pnm", ".jp2", ".avif", ".tga", ".pcx"]
-)  # fmt: skip
+    (".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pnm", ".jp2", ".avif", ".tga")
+)
 SPLITS = {"train", "training", "val", "valid", "validation", "test"}
 ONE_CLASS = "images"  # the class of images that lie in no class folder because there is none
 
@@ -75,70 +74,3 @@ def open_source(path: Path, split: str | None = None) -> Source:
         if suits(path):
             return kind(path, split)
     raise UserError(f"{path} is neither a folder, a zip, a tar (plain, gz, bz2, xz) nor parquet: name one of these")
-
-
-def by_class(source: Path, split: str | None, files: Iterable[tuple[str, int, object]], folders: Iterable[str],
-             refused: Iterable[tuple[str, str]] = ()) -> tuple[Listing, list[object]]:  # fmt: skip
-    """(`Listing`, place of each image) of ``files``: (path with slashes, bytes, place), in any order.
-
-    The first folder below ``split`` is the class; where there is no folder at all, everything is of one class.
-    ``folders`` are all that exist, so that an empty one is noticed. ``refused``: (name, reason) to leave out.
-    Raises `UserError` where there is no image, no such split, or a class without images.
-    """
-    prefix = f"{split.strip('/')}/" if split else ""
-    rows, others, classes = [], [], set()
-    every = set()
-    for name, size, place in files:
-        every.add(name.partition("/")[0])
-        if not name.startswith(prefix) or _junk(name):
-            continue
-        inner = name[len(prefix) :]
-        if PurePosixPath(name).suffix.lower() not in SUFFIXES:
-            others.append(name)
-            continue
-        folder, slash, _ = inner.partition("/")
-        rows.append((folder if slash else "", name, size, place))
-        classes.add(folder if slash else "")
-    if split and not rows:
-        raise UserError(f"--split {split}: {source} has no images there; it has {', '.join(sorted(every)[:8]) or 'nothing'}")
-    if not rows:
-        raise UserError(f"{source} holds no images ({', '.join(sorted(SUFFIXES))}): name the folder that does")
-    if not split and len(every & SPLITS) > 1:
-        raise UserError(
-            f"{source} holds {', '.join(sorted(every & SPLITS))}, which are splits, not classes: take one with --split"
-        )
-    left_out = [*refused]
-    if classes - {""}:
-        left_out += [(name, "lies in no class folder") for folder, name, *_ in rows if not folder]
-        rows = [row for row in rows if row[0]]
-    inner = {f[len(prefix) :].partition("/")[0] for f in folders if f.startswith(prefix) and not _junk(f)}
-    empty = sorted(inner - classes - {""})
-    if empty and classes - {""}:
-        raise UserError(
-            f"{source}: class folder{'s' * (len(empty) > 1)} {', '.join(empty[:5])}{' ...' * (len(empty) > 5)} without an"
-            " image: remove, or fill"
-        )
-    rows.sort(key=lambda row: (row[0], row[1]))
-    names = sorted(classes - {""}) or [ONE_CLASS]
-    number = {name: i for i, name in enumerate(names)} | ({"": 0} if names == [ONE_CLASS] else {})
-    listing = Listing(
-        classes=names,
-        names=[name for _, name, *_ in rows],
-        labels=np.array([number[folder] for folder, *_ in rows], np.int64),
-        sizes=np.array([size for *_, size, _ in rows], np.int64),
-        left_out=left_out,
-        others=sorted(others),
-    )
-    return listing, [row[-1] for row in rows]
-
-
-def climbs_out(name: str) -> bool:
-    """Whether an archive's entry is named outside of the folder that it would be unpacked in."""
-    path = PurePosixPath(name.replace("\\", "/"))
-    return path.is_absolute() or ".." in path.parts or ":" in path.parts[:1]
-
-
-def _junk(name: str) -> bool:
-    """What file managers leave behind."""
-    parts = PurePosixPath(name).parts
-    return any(p.startswith(".") or p in ("__MACOSX", "Thumbs.db", "desktop.ini") for p in parts)

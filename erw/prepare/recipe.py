@@ -1,0 +1,75 @@
+"""What decides the bytes of a prepared dataset, besides its source."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+
+from erw.errors import UserError
+from erw.prepare.decode import MAX_PIXELS, PILLOWS_LIMIT
+from erw.prepare.sources import Listing
+from erw.rng import philox
+from erw.settings import setting
+from erw.teachers import TeacherConfig, teacher_specs
+
+Precision = Literal["fp32", "bf16", "fp16"]
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """The options of ``erw prepare`` that decide bytes. Given twice, the same source becomes the same files, whatever the
+    processes and however often it was stopped."""
+
+    size: int = setting(256, "side of the images, cropped as ADM does")
+    latents: Literal["vae", "pixels"] = setting("vae", "vae: moments (mean and std) of an autoencoder; pixels: uint8 images")
+    vae: str = setting("stabilityai/sd-vae-ft-ema", "diffusers' autoencoder: hub name or local folder")
+    teachers: str = setting("none", "teachers whose patch tokens are stored, with commas between; or none")
+    class_token: bool = setting(False, "store the teachers' class tokens too, of those that have one")
+    images: bool = setting(False, "store the cropped images as uint8 too, for teachers that run online")
+    flips: bool = setting(False, "store every image mirrored too, as a row of its own")
+    precision: Precision = setting("fp32", "what autoencoder and teachers compute in: fp32, bf16 or fp16 autocast")
+    dtype: Literal["fp16", "bf16", "fp32"] = setting("fp16", "what moments and features are stored in")
+    batch: int = setting(32, "images encoded at once; another number rounds otherwise")
+    shard: int = setting(1024, "images of a shard, the unit of work: a kill loses at most these of each process")
+    order: Literal["shuffled", "source"] = setting("shuffled", "order of the rows: shuffled once, or as in the source")
+    orient: bool = setting(False, "turn images as their EXIF data say; published ImageNet crops do not")
+    max_pixels: int = setting(MAX_PIXELS, "images of more pixels are left out")
+
+    def __post_init__(self):
+        for name in ("size", "batch", "shard", "max_pixels"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(self, name)}")
+        if self.max_pixels > PILLOWS_LIMIT:
+            raise UserError(f"--max-pixels goes up to {PILLOWS_LIMIT:,}, beyond which Pillow opens nothing")
+        teacher_specs(self.teacher_config)
+        if self.class_token and not self.teacher_names:
+            raise UserError("--class-token needs teachers whose token it is: name them with --teachers")
+
+    @property
+    def teacher_config(self) -> TeacherConfig:
+        """The teachers as training names them."""
+        return TeacherConfig(name=self.teachers)
+
+    @property
+    def teacher_names(self) -> tuple[str, ...]:
+        """The teachers."""
+        return self.teacher_config.names
+
+
+def work_order(listing: Listing, shuffled: bool) -> np.ndarray:
+    """(N,) numbers of images in the order of the dataset's rows, a function of the listing's size and blocks alone.
+
+    ``shuffled``: blocks in random order, so that a shard, and what training shuffles at a time, holds many classes.
+    Images of one block stay together, because they are read together.
+    """
+    count = len(listing.names)
+    if not shuffled:
+        return np.arange(count)
+    lengths = np.array(listing.blocks or np.ones(count, np.int64))
+    index = torch.arange(len(lengths))
+    zero = torch.zeros_like(index)
+    order = philox(0, (index, zero, zero, zero))[0].argsort(stable=True).numpy()
+    starts = np.cumsum(lengths) - lengths
+    return np.concatenate([np.arange(starts[block], starts[block] + lengths[block]) for block in order])
