@@ -1,9 +1,11 @@
 """From a batch of cropped images to the columns of a dataset."""
 
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from erw.cache import digest
 from erw.errors import UserError
 from erw.latents import load_vae
 from erw.prepare.recipe import DTYPES, Recipe
@@ -11,42 +13,58 @@ from erw.teachers import load_teacher
 
 
 class Encoder:
-    """``encoder(pixels)`` gives the columns of one batch: (B, ...) on the CPU, by name. ``facts``: what the manifest says."""
+    """``encoder(pixels)`` gives the columns of one batch by name, (B, ...) on the CPU:
 
-    def __init__(self, recipe: Recipe, device: torch.device):
+    latents              moments (B, 2C, s, s), or the pixels
+    features.TEACHER     patch tokens (B, grid^2, width)
+    class_token.TEACHER  (B, width)
+    images               the pixels, where they are kept beside moments
+
+    ``channels_last`` is what convolutions are fast in; the other layout is for comparison.
+    """
+
+    def __init__(self, recipe: Recipe, device: torch.device, channels_last: bool = True):
         self.recipe, self.device = recipe, device
-        self.vae = load_vae(recipe.vae).to(device) if recipe.latents == "vae" else None
-        self.teachers = {name: load_teacher(name, device) for name in recipe.teacher_names}
+        self.layout = torch.channels_last if channels_last else torch.contiguous_format
+        self.vae, self._latents = None, {"kind": "pixels"}
+        if recipe.latents == "vae":
+            self.vae = load_vae(recipe.vae)
+            self._latents = {"kind": "vae", "vae": recipe.vae, "digest": digest(self.vae.state_dict()), **_scale(self.vae)}
+            self.vae.to(device, memory_format=self.layout)
+        self.teachers = {name: load_teacher(name, device, recipe.token_grid, recipe.teacher) for name in recipe.teacher.names}
 
     @torch.no_grad()
     def __call__(self, pixels: Tensor) -> dict[str, Tensor]:
         """Of ``pixels`` (B, 3, S, S) uint8."""
         pixels = pixels.to(self.device, non_blocking=True)
-        columns = {}
-        with self._autocast():
-            if self.vae is not None:
-                columns["latents"] = self._stored(moments(self.vae, pixels), "moments")
-            for name, teacher in self.teachers.items():
-                columns[f"features.{name}"] = self._stored(teacher.tokens(pixels), name)
-        if self.vae is None:
-            columns["latents"] = pixels
-        elif self.recipe.images:
+        columns = {"latents": pixels if self.vae is None else self._stored(self._moments(pixels), self.recipe.vae)}
+        for name, teacher in self.teachers.items():
+            encoded = teacher.encode(pixels)
+            columns[f"features.{name}"] = self._stored(encoded.tokens, name)
+            if self.recipe.class_token and encoded.class_token is not None:
+                columns[f"class_token.{name}"] = self._stored(encoded.class_token, name)
+        if self.recipe.images and self.vae is not None:
             columns["images"] = pixels
         return {name: value.cpu() for name, value in columns.items()}
 
-    def _autocast(self):
-        precision = self.recipe.precision
-        return torch.autocast(self.device.type, DTYPES[precision], enabled=precision != "fp32")
+    def _moments(self, pixels: Tensor) -> Tensor:
+        images = (pixels.float() / 127.5 - 1).contiguous(memory_format=self.layout)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16"):
+            parameters = self.vae.encode(images).latent_dist.parameters
+        mean, log_variance = parameters.float().chunk(2, dim=1)
+        return torch.cat([mean, torch.exp(0.5 * log_variance.clamp(-30, 20))], dim=1)
 
     def _stored(self, values: Tensor, what: str) -> Tensor:
         stored = values.to(DTYPES[self.recipe.dtype])
         if not torch.isfinite(stored).all():
-            raise UserError(f"{what}: values that {self.recipe.dtype} cannot hold, or NaN: take --dtype or --precision bf16")
-        return stored
+            raise UserError(f"{what} gives values that --dtype {self.recipe.dtype} cannot hold, or NaN: take --dtype bf16")
+        return stored.contiguous()
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What encodes: names, digests of weights, scale."""
+        return {"latents": self._latents, "teachers": [teacher.identity() for teacher in self.teachers.values()]}
 
 
-def moments(vae, pixels: Tensor) -> Tensor:
-    """Mean and standard deviation (B, 2C, s, s) fp32 of the posterior of ``pixels`` uint8."""
-    distribution = vae.encode(pixels.float() / 127.5 - 1).latent_dist
-    mean, log_variance = distribution.parameters.float().chunk(2, dim=1)
-    return torch.cat([mean, torch.exp(0.5 * log_variance.clamp(-30, 20))], dim=1)
+def _scale(vae) -> dict[str, float]:
+    return {"scale": vae.config.scaling_factor, "shift": vae.config.shift_factor or 0.0}

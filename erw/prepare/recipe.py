@@ -13,7 +13,6 @@ from erw.rng import philox
 from erw.settings import setting
 from erw.teachers import TeacherConfig, teacher_specs
 
-Precision = Literal["fp32", "bf16", "fp16"]
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 
@@ -26,10 +25,13 @@ class Recipe:
     latents: Literal["vae", "pixels"] = setting("vae", "vae: moments (mean and std) of an autoencoder; pixels: uint8 images")
     vae: str = setting("stabilityai/sd-vae-ft-ema", "diffusers' autoencoder: hub name or local folder")
     teachers: str = setting("none", "teachers whose patch tokens are stored, with commas between; or none")
+    teacher_file: str = setting("none", "none: the hub's weights; or a local file of weights, NAME=FILE with commas between")
+    teacher_side: int = setting(0, "pixels that images are resized to for a teacher; 0: its patch size times the grid")
+    grid: int = setting(0, "tokens on a side of the model to come; 0: a sixteenth of the size, of pixels a half")
     class_token: bool = setting(False, "store the teachers' class tokens too, of those that have one")
     images: bool = setting(False, "store the cropped images as uint8 too, for teachers that run online")
     flips: bool = setting(False, "store every image mirrored too, as a row of its own")
-    precision: Precision = setting("fp32", "what autoencoder and teachers compute in: fp32, bf16 or fp16 autocast")
+    precision: Literal["fp32", "bf16"] = setting("fp32", "what autoencoder (autocast) and teachers compute in")
     dtype: Literal["fp16", "bf16", "fp32"] = setting("fp16", "what moments and features are stored in")
     batch: int = setting(32, "images encoded at once; another number rounds otherwise")
     shard: int = setting(1024, "images of a shard, the unit of work: a kill loses at most these of each process")
@@ -41,21 +43,23 @@ class Recipe:
         for name in ("size", "batch", "shard", "max_pixels"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(self, name)}")
+        if self.grid < 0:
+            raise UserError(f"--grid must not be negative, not {self.grid}")
         if self.max_pixels > PILLOWS_LIMIT:
             raise UserError(f"--max-pixels goes up to {PILLOWS_LIMIT:,}, beyond which Pillow opens nothing")
-        teacher_specs(self.teacher_config)
-        if self.class_token and not self.teacher_names:
-            raise UserError("--class-token needs teachers whose token it is: name them with --teachers")
+        specs = teacher_specs(self.teacher, self.token_grid)
+        if self.class_token and not any(spec.has_class_token for spec in specs):
+            raise UserError("--class-token needs teachers that have one: name them with --teachers")
 
     @property
-    def teacher_config(self) -> TeacherConfig:
+    def token_grid(self) -> int:
+        """Tokens on a side of the model that features are for."""
+        return self.grid or max(1, self.size // (16 if self.latents == "vae" else 2))
+
+    @property
+    def teacher(self) -> TeacherConfig:
         """The teachers as training names them."""
-        return TeacherConfig(name=self.teachers)
-
-    @property
-    def teacher_names(self) -> tuple[str, ...]:
-        """The teachers."""
-        return self.teacher_config.names
+        return TeacherConfig(name=self.teachers, file=self.teacher_file, side=self.teacher_side, precision=self.precision)
 
 
 def work_order(listing: Listing, shuffled: bool) -> np.ndarray:

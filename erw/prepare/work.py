@@ -1,83 +1,58 @@
-"""One shard's work: read, decode, crop, encode, write."""
+"""One shard's work: read, crop, encode, write."""
 
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from erw.prepare.crop import centre_crop
-from erw.prepare.decode import Unusable, decode
+from erw.data.store import write_shard
+from erw.prepare.encode import Encoder
+from erw.prepare.outcome import Outcome
+from erw.prepare.reading import Reader, batches
 from erw.prepare.recipe import Recipe
 from erw.prepare.sources import Source
+from erw.prepare.workplace import Workplace
+
+Rows = list[dict[str, Tensor]]
 
 
-@dataclass(kw_only=True)
-class Outcome:
-    """What became of a shard's images. ``left_out``: name and reason; ``converted``: how many of which kind."""
+class Worker:
+    """``worker(number)`` does all the work of one shard and notes it. Made in the process that uses it.
 
-    number: int
-    rows: int = 0
-    left_out: list[tuple[str, str]] = field(default_factory=list)
-    converted: dict[str, int] = field(default_factory=dict)
-    shards: list[dict[str, Any]] = field(default_factory=list)
+    ``order``: numbers of the images in the order of the rows. ``advance(n)`` is told of every n images dealt with.
+    """
 
+    def __init__(self, source: Source, recipe: Recipe, order: np.ndarray, place: Workplace, readers: int,
+                 device: torch.device, advance: Callable[[int], None]):  # fmt: skip
+        self.order, self.recipe, self.place, self.advance = order, recipe, place, advance
+        self.reader, self.labels = Reader(source, recipe, readers), source.listing.labels
+        self.encoder = Encoder(recipe, device)
+        self.shards = -(-len(order) // recipe.shard)
 
-class Reader:
-    """Crops by number, in order, decoded ahead by threads: Pillow decodes and resizes outside Python's lock."""
+    def __call__(self, number: int) -> Outcome:
+        size = self.recipe.shard
+        outcome = Outcome(number=number, encoder=self.encoder.identity)
+        rows, mirrored = self._encoded(self.order[number * size : (number + 1) * size], outcome)
+        # Mirrored images lie in shards of their own, far from the images that they mirror.
+        for parts, place in ((rows, number), (mirrored, number + self.shards)):
+            if parts:
+                columns = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+                outcome.shards.append(write_shard(self.place.out, place, columns))
+        self.place.note(outcome)
+        return outcome
 
-    def __init__(self, source: Source, recipe: Recipe, threads: int):
-        self.source, self.recipe = source, recipe
-        self.ahead = 2 * max(recipe.batch, threads)
-        self._pool = ThreadPoolExecutor(threads)
-
-    def one(self, number: int) -> tuple[np.ndarray, str | None]:
-        """((S, S, 3) uint8, what was converted). Raises `Unusable`."""
-        try:
-            data = self.source.read(number)
-        except OSError as error:
-            raise Unusable(f"cannot be read: {error.strerror or error}") from None
-        image, converted = decode(data, self.recipe.max_pixels, self.recipe.orient)
-        return np.asarray(centre_crop(image, self.recipe.size, self.recipe.max_pixels)), converted
-
-    def __call__(self, numbers: np.ndarray) -> Iterator[tuple[int, np.ndarray | Unusable, str | None]]:
-        """(number, crop or reason, what was converted) of ``numbers`` in their order."""
-        waiting: list[tuple[int, Future]] = []
-        rest = iter(numbers.tolist())
-        while True:
-            while len(waiting) < self.ahead and (number := next(rest, None)) is not None:
-                waiting.append((number, self._pool.submit(self.one, number)))
-            if not waiting:
-                return
-            number, future = waiting.pop(0)
-            try:
-                yield number, *future.result()
-            except Unusable as reason:
-                yield number, reason, None
-
-
-def batches(reader: Reader, numbers: np.ndarray, outcome: Outcome) -> Iterator[tuple[list[int], Tensor]]:
-    """(numbers, (B, 3, S, S) uint8) of the usable images; the others are noted in ``outcome``."""
-    names, size = reader.source.listing.names, reader.recipe.batch
-    kept: list[int] = []
-    pixels: list[np.ndarray] = []
-    for number, crop, converted in reader(numbers):
-        if isinstance(crop, Unusable):
-            outcome.left_out.append((names[number], str(crop)))
-            continue
-        if converted:
-            outcome.converted[converted] = outcome.converted.get(converted, 0) + 1
-        kept.append(number)
-        pixels.append(crop)
-        if len(kept) == size:
-            yield kept, _tensor(pixels)
-            kept, pixels = [], []
-    if kept:
-        yield kept, _tensor(pixels)
-
-
-def _tensor(crops: list[np.ndarray]) -> Tensor:
-    return torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).contiguous()
+    def _encoded(self, numbers: np.ndarray, outcome: Outcome) -> tuple[Rows, Rows]:
+        """(rows, mirrored rows) of the usable images, a dict of columns for each batch."""
+        rows, mirrored = [], []
+        for kept, pixels in batches(self.reader, numbers, outcome):
+            labels = {"labels": torch.from_numpy(self.labels[kept])}
+            rows.append(labels | self.encoder(pixels))
+            if self.recipe.flips:
+                mirrored.append(labels | self.encoder(pixels.flip(-1)))
+            outcome.rows += len(kept)
+            for label in self.labels[kept].tolist():
+                outcome.classes[str(label)] = outcome.classes.get(str(label), 0) + 1
+            self.advance(len(kept))
+        self.advance(len(outcome.left_out))
+        return rows, mirrored
