@@ -43,7 +43,7 @@ def train(config: TrainConfig) -> None:
         run.finish()
         return
 
-    features = FeatureSource(config.active_teacher, dataset, ranks.device, config.method.group, micro)
+    features = FeatureSource(config.active_teacher, dataset, ranks.device, config.method.group, micro, config.model.grid)
     with run.accounts.apart("teacher"):
         features.prepare()
     costs = Costs(config, features)

@@ -87,11 +87,13 @@ class Phase:
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherSpec:
-    """What a method must know of a teacher: its name, its feature width and the side of its patch grid."""
+    """What a method must know of a teacher: its name, its feature width and the side of its token grid (the model's, where
+    the teacher can be resampled to it). Whether it has a class token does not tell features apart."""
 
     name: str
     width: int
     grid: int
+    has_class_token: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True)

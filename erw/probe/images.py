@@ -90,7 +90,7 @@ def read_images(config: TrainConfig, source: ImageSource, device: torch.device) 
 
 
 def _read(config: TrainConfig, dataset: Dataset, rows: np.ndarray, source: ImageSource, device: torch.device) -> Split:
-    features = _feature_source(dataset, source.teacher, device)
+    features = _feature_source(dataset, source.teacher, device, config.model.grid)
     space = latent_space(config.latents)
     parts = []
     for start in range(0, len(rows), _BATCH):
@@ -105,7 +105,7 @@ def _read(config: TrainConfig, dataset: Dataset, rows: np.ndarray, source: Image
     return Split(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
-def _feature_source(dataset: Dataset, teacher: str, device: torch.device) -> FeatureSource:
+def _feature_source(dataset: Dataset, teacher: str, device: torch.device, grid: int) -> FeatureSource:
     """From the dataset's cache where that has the teacher, else from the encoder, if there are images for it."""
     cached = teacher in dataset.cached or isinstance(dataset, MemoryDataset)
     if not cached and not dataset.has_images:
@@ -114,7 +114,8 @@ def _feature_source(dataset: Dataset, teacher: str, device: torch.device) -> Fea
             f"--teacher {teacher}: the dataset holds features of {have} and no images to compute them from: name another"
             " teacher, or prepare the dataset with this one"
         )
-    source = FeatureSource(TeacherConfig(name=teacher, source="cached" if cached else "online"), dataset, device)
+    settings = TeacherConfig(name=teacher, source="cached" if cached else "online", precision="fp32")
+    source = FeatureSource(settings, dataset, device, grid=grid)
     source.prepare()
     return source
 
