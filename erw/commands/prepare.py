@@ -56,14 +56,14 @@ def run(arguments: list[str]) -> None:
 
 def _say(summary: Summary) -> None:
     """What was left out or converted, and where the dataset lies."""
-    manifest = summary.manifest
-    for name, reason in manifest["left_out"][:10]:
+    facts = summary.manifest.facts
+    for name, reason in facts["left_out"][:10]:
         print(f"left out: {name}: {reason}")
-    if len(manifest["left_out"]) > 10:
-        print(f"left out: {len(manifest['left_out']) - 10:,} more, all named in the manifest")
-    for kind, count in manifest["converted"].items():
+    if len(facts["left_out"]) > 10:
+        print(f"left out: {len(facts['left_out']) - 10:,} more, all named in the manifest")
+    for kind, count in facts["converted"].items():
         print(f"converted: {count:,} images ({kind})")
-    for entry in manifest["classes"]:
+    for entry in facts["classes"]:
         if not entry["images"]:
             print(f"class {entry['name']} has no image that can be used: the model will not learn it")
     print(summary.folder)

@@ -1,5 +1,6 @@
 """From a batch of cropped images to the columns of a dataset."""
 
+import re
 from typing import Any
 
 import torch
@@ -16,8 +17,8 @@ class Encoder:
     """``encoder(pixels)`` gives the columns of one batch by name, (B, ...) on the CPU:
 
     latents              moments (B, 2C, s, s), or the pixels
-    features.TEACHER     patch tokens (B, grid^2, width)
-    class_token.TEACHER  (B, width)
+    TEACHER              patch tokens (B, grid^2, width)
+    TEACHER.cls          class token (B, width)
     images               the pixels, where they are kept beside moments
 
     ``channels_last`` is what convolutions are fast in; the other layout is for comparison.
@@ -40,9 +41,10 @@ class Encoder:
         columns = {"latents": pixels if self.vae is None else self._stored(self._moments(pixels), self.recipe.vae)}
         for name, teacher in self.teachers.items():
             encoded = teacher.encode(pixels)
-            columns[f"features.{name}"] = self._stored(encoded.tokens, name)
+            column = column_of(name)
+            columns[column] = self._stored(encoded.tokens, name)
             if self.recipe.class_token and encoded.class_token is not None:
-                columns[f"class_token.{name}"] = self._stored(encoded.class_token, name)
+                columns[f"{column}.cls"] = self._stored(encoded.class_token, name)
         if self.recipe.images and self.vae is not None:
             columns["images"] = pixels
         return {name: value.cpu() for name, value in columns.items()}
@@ -64,6 +66,11 @@ class Encoder:
     def identity(self) -> dict[str, Any]:
         """What encodes: names, digests of weights, scale."""
         return {"latents": self._latents, "teachers": [teacher.identity() for teacher in self.teachers.values()]}
+
+
+def column_of(teacher: str) -> str:
+    """The name of the column of a teacher's tokens: the teacher's, as far as a file can have it."""
+    return re.sub(r"[^A-Za-z0-9._-]", "-", teacher)
 
 
 def _scale(vae) -> dict[str, float]:

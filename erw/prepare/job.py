@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from erw.data.store import read_manifest, seal
+from erw.data.store import Manifest, read_manifest, seal
 from erw.errors import UserError
 from erw.files import lock
 from erw.prepare.estimate import check_disk
-from erw.prepare.manifest import check_share, facts
+from erw.prepare.manifest import check_share, facts, teacher_entries
 from erw.prepare.outcome import Outcome
 from erw.prepare.pool import run_inline, run_processes
 from erw.prepare.recipe import Recipe, work_order
@@ -63,7 +63,7 @@ class Summary:
     """A dataset's folder and manifest, and how many images this call added to it."""
 
     folder: Path
-    manifest: dict[str, Any]
+    manifest: Manifest
     added: int
 
 
@@ -81,27 +81,27 @@ def run_job(job: PrepareJob) -> Summary:
         place.claim(wanted)
         source = place.seekable(source)
         order = work_order(source.listing, job.recipe.order == "shuffled")
-        outcomes = {n: found for n in range(-(-len(order) // job.recipe.shard)) if (found := place.finished(n))}
+        outcomes = {n: found for n in range(-(-len(order) // job.recipe.shard_images)) if (found := place.finished(n))}
         added = _add_missing(job, source, order, place, outcomes)
         check_share(place, source.listing, outcomes.values(), job.max_bad_share)
-        whole = [outcomes[n] for n in sorted(outcomes)]
-        seal(job.out, [shard for n in range(1 + job.recipe.flips) for o in whole for shard in o.shards[n : n + 1]],
-             facts(wanted, source.listing, whole))  # fmt: skip
+        made = facts(wanted, source.listing, [outcomes[n] for n in sorted(outcomes)])
+        shards = sorted((shard for outcome in outcomes.values() for shard in outcome.shards), key=lambda shard: shard["index"])
+        manifest = seal(job.out, shards, len(source.listing.classes), teacher_entries(made), made)
         place.clear()
-    return Summary(job.out, read_manifest(job.out), added)
+    return Summary(job.out, manifest, added)
 
 
-def _finished(out: Path, wanted: dict[str, Any]) -> dict[str, Any] | None:
+def _finished(out: Path, wanted: dict[str, Any]) -> Manifest | None:
     """The manifest of a whole dataset in ``out``, None where there is none. Raises `UserError` for one of other things."""
     found = read_manifest(out)
     if found is not None:
-        check_same(out, found["asked"], wanted)
+        check_same(out, found.facts.get("asked", {}), wanted)
     return found
 
 
 def _add_missing(job: PrepareJob, source: Source, order: np.ndarray, place: Workplace, outcomes: dict[int, Outcome]) -> int:
     """Work on the shards that ``outcomes`` lacks and put them there. Returns how many images they hold."""
-    missing = [n for n in range(-(-len(order) // job.recipe.shard)) if n not in outcomes]
+    missing = [n for n in range(-(-len(order) // job.recipe.shard_images)) if n not in outcomes]
     before = sum(outcome.images for outcome in outcomes.values())
     if not missing:
         return 0

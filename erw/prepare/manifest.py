@@ -4,8 +4,10 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
+from erw.data.store import TeacherEntry
 from erw.errors import UserError
 from erw.files import json_bytes, kept
+from erw.prepare.encode import column_of
 from erw.prepare.outcome import Outcome
 from erw.prepare.sources import Listing
 from erw.prepare.workplace import Workplace
@@ -34,6 +36,9 @@ def all_left_out(listing: Listing, outcomes: Iterable[Outcome]) -> list[tuple[st
 
 def facts(asked: dict[str, Any], listing: Listing, outcomes: list[Outcome]) -> dict[str, Any]:
     """The manifest's part about how the dataset was made. The same images and options give the same facts."""
+    if not any(outcome.rows for outcome in outcomes):
+        name, reason = outcomes[0].left_out[0]
+        raise UserError(f"no image can be used; {name}: {reason}")
     encoders = [outcome.encoder for outcome in outcomes]
     if any(encoder != encoders[0] for encoder in encoders):
         raise UserError(
@@ -53,3 +58,19 @@ def facts(asked: dict[str, Any], listing: Listing, outcomes: list[Outcome]) -> d
         "left_out": all_left_out(listing, outcomes),
         "other_files": listing.others,
     }
+
+
+def teacher_entries(made: dict[str, Any]) -> list[TeacherEntry]:
+    """What the store keeps about each teacher of `facts`."""
+    with_token = made["asked"]["class_token"]
+    return [
+        TeacherEntry(
+            name=teacher["name"],
+            width=teacher["width"],
+            grid=teacher["grid"],
+            flops=teacher["flops_per_image"],
+            tokens=column_of(teacher["name"]),
+            cls=f"{column_of(teacher['name'])}.cls" if with_token and teacher["has_class_token"] else "",
+        )
+        for teacher in made["encoder"]["teachers"]
+    ]

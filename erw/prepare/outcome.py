@@ -25,4 +25,4 @@ class Outcome(Judged):
     @property
     def bytes_an_image(self) -> float:
         """On the disk, mirrored rows included."""
-        return sum(shard["bytes"] for shard in self.shards) / max(self.images, 1)
+        return sum(file["bytes"] for shard in self.shards for file in shard["files"].values()) / max(self.images, 1)

@@ -34,22 +34,25 @@ class Recipe:
     precision: Literal["fp32", "bf16"] = setting("fp32", "what autoencoder (autocast) and teachers compute in")
     dtype: Literal["fp16", "bf16", "fp32"] = setting("fp16", "what moments and features are stored in")
     batch: int = setting(32, "images encoded at once; another number rounds otherwise")
-    shard: int = setting(1024, "images of a shard, the unit of work: a kill loses at most these of each process")
+    shard: int = setting(0, "images of a shard, the unit of work, all that a kill loses; 0: 256 with features, else 1024")
     order: Literal["shuffled", "source"] = setting("shuffled", "order of the rows: shuffled once, or as in the source")
     orient: bool = setting(False, "turn images as their EXIF data say; published ImageNet crops do not")
     max_pixels: int = setting(MAX_PIXELS, "images of more pixels are left out")
 
     def __post_init__(self):
-        for name in ("size", "batch", "shard", "max_pixels"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(self, name)}")
-        if self.grid < 0:
-            raise UserError(f"--grid must not be negative, not {self.grid}")
+        for name, least in (("size", 1), ("batch", 1), ("max_pixels", 1), ("shard", 0), ("grid", 0)):
+            if getattr(self, name) < least:
+                raise UserError(f"--{name.replace('_', '-')} must be at least {least}, not {getattr(self, name)}")
         if self.max_pixels > PILLOWS_LIMIT:
             raise UserError(f"--max-pixels goes up to {PILLOWS_LIMIT:,}, beyond which Pillow opens nothing")
         specs = teacher_specs(self.teacher, self.token_grid)
         if self.class_token and not any(spec.has_class_token for spec in specs):
             raise UserError("--class-token needs teachers that have one: name them with --teachers")
+
+    @property
+    def shard_images(self) -> int:
+        """Images of a shard."""
+        return self.shard or (256 if self.teacher.names or self.images else 1024)
 
     @property
     def token_grid(self) -> int:

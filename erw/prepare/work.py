@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 
 from erw.data.store import write_shard
-from erw.prepare.encode import Encoder
+from erw.prepare.encode import Encoder, column_of
 from erw.prepare.outcome import Outcome
 from erw.prepare.reading import Reader, batches
 from erw.prepare.recipe import Recipe
 from erw.prepare.sources import Source
 from erw.prepare.workplace import Workplace
 
-Rows = list[dict[str, Tensor]]
+Rows = list[dict[str, Tensor | list[str]]]
 
 
 class Worker:
@@ -26,19 +26,20 @@ class Worker:
     def __init__(self, source: Source, recipe: Recipe, order: np.ndarray, place: Workplace, readers: int,
                  device: torch.device, advance: Callable[[int], None]):  # fmt: skip
         self.order, self.recipe, self.place, self.advance = order, recipe, place, advance
-        self.reader, self.labels = Reader(source, recipe, readers), source.listing.labels
+        self.reader, self.listing = Reader(source, recipe, readers), source.listing
         self.encoder = Encoder(recipe, device)
-        self.shards = -(-len(order) // recipe.shard)
+        self.shards = -(-len(order) // recipe.shard_images)
+        self.groups = {f"{column_of(name)}.cls": column_of(name) for name in recipe.teacher.names}
 
     def __call__(self, number: int) -> Outcome:
-        size = self.recipe.shard
+        size = self.recipe.shard_images
         outcome = Outcome(number=number, encoder=self.encoder.identity)
         rows, mirrored = self._encoded(self.order[number * size : (number + 1) * size], outcome)
         # Mirrored images lie in shards of their own, far from the images that they mirror.
         for parts, place in ((rows, number), (mirrored, number + self.shards)):
             if parts:
-                columns = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-                outcome.shards.append(write_shard(self.place.out, place, columns))
+                columns = {name: _joined([part[name] for part in parts]) for name in parts[0]}
+                outcome.shards.append(write_shard(self.place.out, place, columns, self.groups))
         self.place.note(outcome)
         return outcome
 
@@ -46,13 +47,18 @@ class Worker:
         """(rows, mirrored rows) of the usable images, a dict of columns for each batch."""
         rows, mirrored = [], []
         for kept, pixels in batches(self.reader, numbers, outcome):
-            labels = {"labels": torch.from_numpy(self.labels[kept])}
-            rows.append(labels | self.encoder(pixels))
+            labels, names = self.listing.labels[kept], [self.listing.names[number] for number in kept]
+            given = {"labels": torch.from_numpy(labels), "names": names}
+            rows.append(given | self.encoder(pixels))
             if self.recipe.flips:
-                mirrored.append(labels | self.encoder(pixels.flip(-1)))
+                mirrored.append(given | self.encoder(pixels.flip(-1)))
             outcome.rows += len(kept)
-            for label in self.labels[kept].tolist():
+            for label in labels.tolist():
                 outcome.classes[str(label)] = outcome.classes.get(str(label), 0) + 1
             self.advance(len(kept))
         self.advance(len(outcome.left_out))
         return rows, mirrored
+
+
+def _joined(parts: list[Tensor] | list[list[str]]) -> Tensor | list[str]:
+    return torch.cat(parts) if isinstance(parts[0], Tensor) else [name for part in parts for name in part]

@@ -103,9 +103,7 @@ def check_same(out: Path, before: dict[str, Any], wanted: dict[str, Any]) -> Non
     """Raise `UserError` unless both describe the same dataset."""
     for name in (*wanted, *before):
         if before.get(name) != wanted.get(name):
-            what = (
-                "other images"
-                if name == "listing_sha256"
-                else f"{name} {before.get(name)}, this command has {wanted.get(name)}"
-            )
-            raise UserError(f"{out} is being prepared with {what}: give the same to go on, or name another --out")
+            what = f"{name} {before.get(name)}, this command has {wanted.get(name)}"
+            if name in ("images", "listing_sha256"):
+                what = "other images than the source has now"
+            raise UserError(f"{out} was begun with {what}: give the same to go on, or name another --out")
