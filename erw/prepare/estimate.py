@@ -55,14 +55,14 @@ def estimate(source: Source, recipe: Recipe, out: Path, readers: int, devices: l
     listing = source.listing
     count, sample = len(listing.names), min(len(listing.names), _SAMPLE_BATCHES * recipe.batch)
     judged, encoder = Judged(), Encoder(recipe, devices[0])
-    each, rate = _timed(encoder, batches(Reader(source, recipe, readers), _spread(count, sample), judged))
+    stored, each, rate = _timed(encoder, batches(Reader(source, recipe, readers), _spread(count, sample), judged))
     if not each:
         name, reason = judged.left_out[0]
         raise UserError(f"no image of a sample of {sample} can be used; {name}: {reason}")
     shared = len(devices) if devices[0].type == "cuda" else 1  # processes on a CPU share what one has alone
     lines = [
         f"images  {count:,} in {len(listing.classes):,} classes, {size_text(float(listing.sizes.sum()))} of files",
-        f"stored  {encoder.layout}: {size_text(each)} an image",
+        f"stored  {stored}: {size_text(each)} an image",
         f"disk    {size_text(each * count)}, of {size_text(free_bytes(out))} free",
         f"speed   {rate * shared:.3g} images/s, from {sample} images on {device_name(devices[0])}, {len(devices)} process"
         + "es" * (len(devices) > 1),
@@ -77,14 +77,19 @@ def _spread(count: int, sample: int) -> np.ndarray:
     return np.linspace(0, count - 1, sample).astype(np.int64)
 
 
-def _timed(encoder: Encoder, parts: Iterator[tuple[list[int], torch.Tensor]]) -> tuple[float, float]:
-    """(bytes an image, images a second); the first batch, which loads and allocates, is timed only where it is alone."""
-    each, times, flips = 0.0, [], encoder.recipe.flips
+def _timed(encoder: Encoder, parts: Iterator[tuple[list[int], torch.Tensor]]) -> tuple[str, float, float]:
+    """(columns, bytes an image, images a second); the first batch, which loads and allocates, is timed only where it is alone."""
+    stored, each, times, flips = "", 0.0, [], encoder.recipe.flips
     started = time.perf_counter()
     for kept, pixels in parts:
         columns = [encoder(pixels)] + [encoder(pixels.flip(-1)) for _ in range(flips)]
         each = sum(value.nbytes for value in columns[0].values()) * len(columns) / len(kept)
+        stored = ", ".join(f"{name} {'x'.join(map(str, v.shape[1:]))} {_dtype(v)}" for name, v in columns[0].items())
         times.append((len(kept), time.perf_counter() - started))
         started = time.perf_counter()
     times = times[1:] or times
-    return each, sum(n for n, _ in times) / max(sum(seconds for _, seconds in times), 1e-9)
+    return stored, each, sum(n for n, _ in times) / max(sum(seconds for _, seconds in times), 1e-9)
+
+
+def _dtype(values: torch.Tensor) -> str:
+    return str(values.dtype).removeprefix("torch.")

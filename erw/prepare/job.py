@@ -46,6 +46,8 @@ class PrepareJob:
             raise UserError("--processes must be 0 (automatic) or more, --readers at least 1")
         if not 0 <= self.max_bad_share <= 1:
             raise UserError(f"--max-bad-share is a share from 0 to 1, not {self.max_bad_share:g}")
+        if self.out.exists() and not self.out.is_dir():
+            raise UserError(f"--out {self.out} is a file: name a folder")
         if self.source.is_dir() and self.out.resolve().is_relative_to(self.source.resolve()):
             raise UserError(f"--out {self.out} lies in the source {self.source}: name a folder outside of it")
 

@@ -40,8 +40,7 @@ class Worker:
             if parts:
                 columns = {name: _joined([part[name] for part in parts]) for name in parts[0]}
                 outcome.shards.append(write_shard(self.place.out, place, columns, self.groups))
-        self.place.note(outcome)
-        return outcome
+        return self.place.note(outcome)
 
     def _encoded(self, numbers: np.ndarray, outcome: Outcome) -> tuple[Rows, Rows]:
         """(rows, mirrored rows) of the usable images, a dict of columns for each batch."""
