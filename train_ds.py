@@ -8,7 +8,7 @@ python train_ds.py in256-repa-b2 --dry-run
 import sys
 
 import erw  # noqa: F401  (first: it drops this folder from sys.path, where kernels/ would hide another package)
-from erw.build import build_step, check_data
+from erw.build import build_step, fit_to_data
 from erw.config import TrainConfig
 from erw.data import open_dataset
 from erw.data.stream import stream
@@ -17,7 +17,6 @@ from erw.engine.engine import Engine
 from erw.engine.ranks import start_ranks, stop_ranks
 from erw.errors import exits_cleanly
 from erw.evaluate.running import RunningEvaluation
-from erw.latents import latent_space
 from erw.options import parse
 from erw.plan import Costs, plan_text
 from erw.profile.recorder import Profile
@@ -33,8 +32,8 @@ def train(config: TrainConfig) -> None:
     config.check()
     ranks = start_ranks()
     micro = micro_batch(config.train.batch, config.engine.accumulation, ranks.count)
-    dataset, space = open_dataset(config.data), latent_space(config.latents)
-    check_data(config, dataset, space)
+    dataset = open_dataset(config.data)
+    config, space = fit_to_data(config, dataset)
     config, decisions = settle(config, ranks)
     run = Run(config, ranks)
     for line in decisions:

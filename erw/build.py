@@ -7,9 +7,10 @@ from torch import Tensor
 
 from erw import ops
 from erw.config import TrainConfig
+from erw.data import Dataset
 from erw.engine.config import read_ds_config, stage_of
 from erw.errors import UserError
-from erw.latents import Pixels, VaeLatents
+from erw.latents import Pixels, VaeLatents, latent_space, settled
 from erw.models.embed import rope_table
 from erw.models.sit import SiT, SiTConfig
 from erw.step import TrainStep, public_name
@@ -80,13 +81,23 @@ def build_sampler_model(config: SiTConfig, weights: dict[str, Tensor], device: t
     return model.eval().requires_grad_(False).to(device)
 
 
-def check_data(config: TrainConfig, dataset, space: Pixels | VaeLatents) -> None:
+def fit_to_data(config: TrainConfig, dataset: Dataset) -> tuple[TrainConfig, Pixels | VaeLatents]:
+    """``config`` with what its latents leave to the dataset, and its space. Raises `UserError` where they do not fit."""
+    config = replace(config, latents=settled(config.latents, dataset.stored))
+    space = latent_space(config.latents)
+    _check_data(config, dataset, space)
+    return config, space
+
+
+def _check_data(config: TrainConfig, dataset: Dataset, space: Pixels | VaeLatents) -> None:
     """Raise `UserError` where the model does not fit the data."""
     model = config.model
     found = {"in_channels": space.channels(dataset.channels), "input_size": dataset.size}
-    for name, value in found.items():
-        if getattr(model, name) != value:
-            raise UserError(f"--model.{name} is {getattr(model, name)}, the data has {value}: set --model.{name} {value}")
+    wrong = {name: value for name, value in found.items() if getattr(model, name) != value}
+    if wrong:
+        ours = " and ".join(f"--model.{name} is {getattr(model, name)}" for name in wrong)
+        theirs = " and ".join(str(value) for value in wrong.values())
+        raise UserError(f"{ours}, the data has {theirs}: set {' '.join(f'--model.{k} {v}' for k, v in wrong.items())}")
     if dataset.num_classes > model.num_classes:
         raise UserError(
             f"labels run to {dataset.num_classes - 1}, --model.num_classes is {model.num_classes}: set it to"

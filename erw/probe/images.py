@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from erw.build import check_data
+from erw.build import fit_to_data
 from erw.config import TrainConfig
 from erw.data import ArrayDataset, Dataset, digits, open_dataset
 from erw.data.memory import MemoryDataset
@@ -68,7 +68,7 @@ def read_images(config: TrainConfig, source: ImageSource, device: torch.device) 
         raise UserError(f"--count must be at least 1, not {source.count}")
     teacher_specs(TeacherConfig(name=source.teacher))
     dataset = open_dataset(config.data)
-    check_data(config, dataset, latent_space(config.latents))
+    config, _ = fit_to_data(config, dataset)
     if config.data.name == "digits":
         if source.held_out is not None:
             raise UserError("--held-out is for arrays: digits have held-out images of their own")
@@ -76,7 +76,7 @@ def read_images(config: TrainConfig, source: ImageSource, device: torch.device) 
         rows = [permutation(PROBE_SEED, 0, len(d))[: source.count] for d in (dataset, other)]
     elif source.held_out is not None:
         other, note = ArrayDataset(str(source.held_out)), f"held out: {source.held_out}"
-        check_data(config, other, latent_space(config.latents))
+        fit_to_data(config, other)
         rows = [permutation(PROBE_SEED, 0, len(d))[: source.count] for d in (dataset, other)]
     else:
         other, note = dataset, "held out from the probes alone: the generator has trained on them (--held-out names others)"
