@@ -78,7 +78,7 @@ def _spread(count: int, sample: int) -> np.ndarray:
 
 
 def _timed(encoder: Encoder, parts: Iterator[tuple[list[int], torch.Tensor]]) -> tuple[str, float, float]:
-    """(columns, bytes an image, images a second); the first batch, which loads and allocates, is timed only where it is alone."""
+    """(columns, bytes an image, images a second). The first batch loads and allocates: it counts only where it is alone."""
     stored, each, times, flips = "", 0.0, [], encoder.recipe.flips
     started = time.perf_counter()
     for kept, pixels in parts:

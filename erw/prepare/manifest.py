@@ -52,7 +52,7 @@ def facts(asked: dict[str, Any], listing: Listing, outcomes: list[Outcome]) -> d
     classes = [{"name": name, "images": counts[str(label)]} for label, name in enumerate(listing.classes)]
     return {
         "asked": asked,
-        "encoder": encoders[0],
+        **encoders[0],
         "classes": classes,
         "converted": dict(sorted(converted.items())),
         "left_out": all_left_out(listing, outcomes),
@@ -72,5 +72,5 @@ def teacher_entries(made: dict[str, Any]) -> list[TeacherEntry]:
             tokens=column_of(teacher["name"]),
             cls=f"{column_of(teacher['name'])}.cls" if with_token and teacher["has_class_token"] else "",
         )
-        for teacher in made["encoder"]["teachers"]
+        for teacher in made["teachers"]
     ]

@@ -189,10 +189,8 @@ def _batches(reader) -> list:
 
 
 def _open(file: Path) -> "_Parquet | _Arrow":
-    try:
-        import pyarrow as pa
-    except ImportError:
-        raise UserError(f"{file.suffix[1:]} files need pyarrow: pip install 'erw[prepare]'") from None
+    import pyarrow as pa
+
     try:
         return _Parquet(file) if file.suffix == ".parquet" else _Arrow(file)
     except (OSError, pa.ArrowException) as error:

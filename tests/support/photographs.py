@@ -56,6 +56,7 @@ def bomb(width: int, height: int) -> bytes:
 def unusable(side: int = 64) -> dict[str, tuple[bytes, str]]:
     """File name to (its bytes, what is said of it)."""
     whole = encoded(crop(0, 64, 48), "JPEG", quality=95)
+    strip = encoded(Image.new("RGB", (400_000, 2)), "PNG")
     png = encoded(crop(1, 64, 48), "PNG")
     return {
         "truncated.jpg": (whole[: len(whole) // 2], "damaged: image file is truncated"),
@@ -64,6 +65,6 @@ def unusable(side: int = 64) -> dict[str, tuple[bytes, str]]:
         "empty.jpg": (b"", "the file is empty (0 bytes)"),
         "bomb.png": (bomb(60_000, 60_000), "more than 178,956,970 pixels: a decompression bomb?"),
         "large.png": (bomb(13_000, 13_000), "13000x13000 pixels: more than --max-pixels 100,000,000"),
-        "strip.png": (encoded(Image.new("RGB", (400_000, 2)), "PNG"), f"400000x2 pixels: too long and thin to enlarge to {side}"),
+        "strip.png": (strip, f"400000x2 pixels: too long and thin to enlarge to {side}"),
         "float.tif": (encoded(Image.fromarray(np.ones((8, 8), np.float32)), "TIFF"), "mode F: 32 bits a pixel without"),
     }

@@ -239,7 +239,6 @@ def parquet(path: Path, folder: Path, named: bool = True, group: int = 5) -> Pat
 
 
 def test_parquet_as_the_hub_holds_it(folder, tmp_path):
-    pytest.importorskip("pyarrow")
     for number in range(2):
         parquet(tmp_path / "data" / f"train-0000{number}-of-00002.parquet", folder)
     parquet(tmp_path / "data" / "validation-00000-of-00001.parquet", folder)
@@ -256,7 +255,8 @@ def test_parquet_as_the_hub_holds_it(folder, tmp_path):
 
 
 def test_arrow_as_save_to_disk_writes_it(folder, tmp_path):
-    pa = pytest.importorskip("pyarrow")
+    import pyarrow as pa
+
     images, labels = zip(*rows_of(folder), strict=True)
     table = pa.table([pa.array(images, schema(True).field(0).type), pa.array(labels)], schema=schema(True))
     (tmp_path / "train").mkdir()
@@ -271,7 +271,7 @@ def test_arrow_as_save_to_disk_writes_it(folder, tmp_path):
 
 
 def test_labels_of_a_table(folder, tmp_path):
-    pa = pytest.importorskip("pyarrow")
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     data = [encoded(crop(0, 8, 8), "PNG")] * 3

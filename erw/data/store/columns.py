@@ -42,7 +42,9 @@ class Column:
     def __post_init__(self):
         for name in (self.name, self.group):
             if not _NAME.fullmatch(name) or name.endswith(DIGEST):
-                raise UserError(f"'{name}' cannot name a column: only letters, digits, '.', '_' and '-', not with {DIGEST} last")
+                raise UserError(
+                    f"'{name}' cannot name a column: only letters, digits, '.', '_' and '-', not with {DIGEST} last"
+                )
         if self.dtype not in DTYPES or (self.dtype == "text" and self.shape) or any(n < 1 for n in self.shape):
             raise UserError(f"column {self.name} cannot hold {self.shape} of {self.dtype}: known are {', '.join(DTYPES)}")
 

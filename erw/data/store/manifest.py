@@ -116,6 +116,14 @@ def read_manifest(folder: Path) -> Manifest | None:
         raise UserError(f"{file} cannot be read ({error}): {_MEND}") from None
 
 
+def is_store(folder: str) -> bool:
+    """Whether ``folder`` is a prepared dataset, whole or not, as far as its manifest tells."""
+    try:
+        return json.loads((Path(folder) / MANIFEST).read_text(encoding="utf-8")).get("format") == FORMAT
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
 def _fault(manifest: Manifest) -> str:
     names = [column.name for column in manifest.columns]
     if len(set(names)) < len(names):
