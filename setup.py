@@ -28,6 +28,8 @@ setup(
         "scipy>=1.12",
         "scikit-learn>=1.5",
         "safetensors>=0.5",
+        "pyarrow>=17",
+        "xxhash>=3.4",
         "dacite>=1.9",
         "tqdm",
         "tensorboard",

@@ -8,9 +8,8 @@ python train_ds.py in256-repa-b2 --dry-run
 import sys
 
 import erw  # noqa: F401  (first: it drops this folder from sys.path, where kernels/ would hide another package)
-from erw.build import build_step, fit_to_data
+from erw.build import build_step, fit_to_data, open_data
 from erw.config import TrainConfig
-from erw.data import open_dataset
 from erw.data.stream import stream
 from erw.engine.config import micro_batch
 from erw.engine.engine import Engine
@@ -29,10 +28,9 @@ from erw.teachers.features import FeatureSource
 @repeatable
 def train(config: TrainConfig) -> None:
     """One run, from its first image or from a checkpoint to its last, on every rank."""
-    config.check()
+    config, dataset = open_data(config)
     ranks = start_ranks()
     micro = micro_batch(config.train.batch, config.engine.accumulation, ranks.count)
-    dataset = open_dataset(config.data)
     config, space = fit_to_data(config, dataset)
     config, decisions = settle(config, ranks)
     run = Run(config, ranks)
@@ -117,6 +115,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Parse the command line, then print the plan or train."""
     config, dry_run = parse(sys.argv[1:] if arguments is None else arguments)
     if dry_run:
+        if config.data.fit:
+            config, _ = open_data(config)
         config.check()
         print(plan_text(config))
         return
