@@ -1,6 +1,7 @@
 """Checkpoints: whole or not there at all, verified when read, and refused where they do not fit."""
 
 import json
+import os
 
 import pytest
 import torch
@@ -52,7 +53,7 @@ def test_a_kill_at_any_moment_leaves_the_one_before(tmp_path, dies_at, monkeypat
         return read(key)
 
     if dies_at == "rename":
-        monkeypatch.setattr(checkpoint.os, "rename", lambda *a: (_ for _ in ()).throw(Killed))
+        monkeypatch.setattr(os, "rename", lambda *a: (_ for _ in ()).throw(Killed))
     with pytest.raises(Killed):
         save(tmp_path, meta(20), dying, {}, keep=3, writes=True)
     assert [int(p.name) for p in found(tmp_path)] == [10]
