@@ -130,6 +130,17 @@ def hand_over(config: TrainConfig, run: Run, engine: Engine, upcoming) -> Engine
 
 
 @exits_cleanly
+def train_and_leave(config: TrainConfig) -> None:
+    """`train`, as a process of its own: leaves the ranks in order, and ends with an exit code where it cannot go on."""
+    try:
+        train(config)
+    except Stopped:
+        stop_ranks()
+        raise
+    stop_ranks()
+
+
+@exits_cleanly
 def main(arguments: list[str] | None = None) -> None:
     """Parse the command line, then print the plan or train."""
     config, dry_run = parse(sys.argv[1:] if arguments is None else arguments)
@@ -137,12 +148,7 @@ def main(arguments: list[str] | None = None) -> None:
         config.check()
         print(plan_text(config))
         return
-    try:
-        train(config)
-    except Stopped:
-        stop_ranks()
-        raise
-    stop_ranks()
+    train_and_leave(config)
 
 
 if __name__ == "__main__":

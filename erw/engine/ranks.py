@@ -39,12 +39,11 @@ class Ranks:
 
     def each(self, value: float) -> Tensor:
         """(count,) fp32 on the device: the ``value`` of every rank. A collective; the host does not wait."""
-        mine = torch.full((1,), value, dtype=torch.float32, device=self.device)
-        values = torch.empty(self.count, dtype=torch.float32, device=self.device)
+        values = torch.zeros(self.count, dtype=torch.float32, device=self.device)
+        values[self.rank].fill_(value)
         if self.count > 1:
-            dist.all_gather_into_tensor(values, mine)
-            return values
-        return mine
+            dist.all_reduce(values)
+        return values
 
     def agree(self, value: str) -> str:
         """The first rank's ``value``, on every rank. A collective."""

@@ -61,6 +61,7 @@ class Watch:
             if self.ranks.first:
                 self._put(self._orders_key, Orders().as_dict())
             self.ranks.barrier()
+            self._first_name = Beat(**json.loads(self._store.get(self._keys[0]))).name
             if self.ranks.first:
                 self.hosts = [beat.host for beat in self._beats()]
             self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
@@ -129,7 +130,7 @@ class Watch:
     # ---- of the watching thread
 
     def _run(self) -> None:
-        while not self._closing.wait(self.interval):
+        while not self._closing.wait(self.interval / 10 if self._hurried() else self.interval):
             try:
                 self._turn()
                 self._store_lost = None
@@ -138,6 +139,11 @@ class Watch:
             if self._orders.end:
                 self._end()
                 return
+
+    def _hurried(self) -> bool:
+        """Whether someone waits for the next turn: to stop, or to learn who is lost."""
+        waiting = self._beat.frozen and self._orders.stop_at is None
+        return waiting or bool(self.signals.seen and not self._beat.frozen) or bool(self._beat.failed)
 
     def _turn(self) -> None:
         with self._turn_lock:
@@ -178,9 +184,12 @@ class Watch:
         now = time.monotonic()
         self._store_lost = self._store_lost or now
         if now - self._store_lost > self.timeout or self._beat.failed:
+            holder = (
+                "the first node's launcher" if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" else self._first_name
+            )
             where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-            what = f"the launcher's store at {where} was out of reach for {now - self._store_lost:.0f} s"
-            self._obey(replace(self._orders, end=f"{what} ({_first_line(error)})", culprit=0))
+            what = f"{holder} is gone: its store at {where} is out of reach ({_first_line(error)})"
+            self._obey(replace(self._orders, end=what, culprit=0))
             return
         with contextlib.suppress(RuntimeError):
             self._store = self._connect()
