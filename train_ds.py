@@ -32,7 +32,7 @@ from erw.teachers.features import FeatureSource
 def train(config: TrainConfig) -> None:
     """One run, from its first image or from a checkpoint to its last, on every rank."""
     config.check()
-    ranks = start_ranks()
+    ranks = start_ranks(config.engine.timeout)
     with Watch(ranks, config.engine.timeout) as watch:
         train_watched(config, ranks, watch)
 
@@ -130,10 +130,11 @@ def hand_over(config: TrainConfig, run: Run, engine: Engine, upcoming) -> Engine
 
 
 @exits_cleanly
-def train_and_leave(config: TrainConfig) -> None:
-    """`train`, as a process of its own: leaves the ranks in order, and ends with an exit code where it cannot go on."""
+def train_and_leave(*configs: TrainConfig) -> None:
+    """`train` each, as a process of its own: leaves the ranks in order, and ends with an exit code where it cannot go on."""
     try:
-        train(config)
+        for config in configs:
+            train(config)
     except Stopped:
         stop_ranks()
         raise
