@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FLOORS = [
     {"erw.kernels"},
     {"erw.errors", "erw.files", "erw.settings", "erw.types", "erw.rng", "erw.ops", "erw.cache", "erw.clock",
-     "erw.environment"},
+     "erw.environment", "erw.devices"},
     {"erw.models", "erw.objectives", "erw.latents", "erw.align", "erw.flops", "erw.data", "erw.teachers"},
     {"erw.optim", "erw.samplers", "erw.evaluate", "erw.engine", "erw.step", "erw.config", "erw.checkpoint",
      "erw.public", "erw.convert", "erw.init_from",
