@@ -31,6 +31,15 @@ class RunConfig:
     init_convention: str = setting("none", "whose code wrote that .pt file: sit, dit or repa")
     save_every: int = setting(12_800_000, "images between checkpoints; 0 saves at the end only")
     keep: int = setting(3, "checkpoints kept; older ones are deleted")
+    async_save: bool = setting(
+        True, "write checkpoints while training goes on; 16 bytes a parameter of the first rank's host memory"
+    )
+    max_skipped: int = setting(
+        20, "steps in a row skipped for gradients that are not finite, after which the run acts; 0: never"
+    )
+    on_nonfinite: Literal["stop", "rollback"] = setting(
+        "stop", "what it does then: stop; rollback: weights back to a checkpoint before them, with the data that come next"
+    )
     log_every: int = setting(25_600, "images between lines of metrics.jsonl")
     tensorboard: bool = setting(True, "write curves for TensorBoard as well")
     wandb: str = setting("none", "none, or a Weights & Biases project to write curves to")
@@ -44,7 +53,7 @@ class RunConfig:
         for name in ("images", "batch", "keep", "log_every"):
             if getattr(self, name) < 1:
                 raise UserError(f"--train.{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("seed", "profile"):
+        for name in ("seed", "profile", "max_skipped"):
             if getattr(self, name) < 0:
                 raise UserError(f"--train.{name} must not be negative, not {getattr(self, name)}")
         if self.init_convention != "none" and self.init_from == "none":

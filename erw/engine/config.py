@@ -53,10 +53,18 @@ class EngineConfig:
     compile: Literal["none", "blocks"] = setting(
         "none", "torch.compile of each block, in place; the first steps take minutes, and need a C++ compiler on a CPU"
     )
+    timeout: float = setting(
+        600.0, "seconds without a sign of life, or within a step of progress, after which a rank is lost and the job ends"
+    )
+    straggler: float = setting(
+        1.5, "a rank is named that three reports long takes this many times the median rank's time; 0: never"
+    )
 
     def __post_init__(self):
         if self.accumulation < 1:
             raise UserError(f"--engine.accumulation must be at least 1, not {self.accumulation}")
+        if self.timeout <= 0:
+            raise UserError(f"--engine.timeout must be above 0 seconds, not {self.timeout:g}")
         if self.compile == "blocks" and self.recompute == "selective":
             raise UserError(
                 "--engine.compile blocks hides from --engine.recompute selective what it could keep: choose recompute none or"

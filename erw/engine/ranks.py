@@ -10,7 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-# Ranks that share work meet at its end only, which one may reach hours before another.
+# Ranks that share work meet at its end only, which one may reach hours before another. In training `erw.engine.watch` sees
+# who is lost, in minutes, so that an evaluation on the first rank may take its time.
 _PATIENCE = timedelta(days=2)
 
 
@@ -35,6 +36,14 @@ class Ranks:
             dist.all_reduce(means)
             means /= self.count
         return dict(zip(names, means.unbind(), strict=True))
+
+    def each(self, value: float) -> Tensor:
+        """(count,) fp32 on the device: the ``value`` of every rank. A collective; the host does not wait."""
+        values = torch.zeros(self.count, dtype=torch.float32, device=self.device)
+        values[self.rank].fill_(value)
+        if self.count > 1:
+            dist.all_reduce(values)
+        return values
 
     def agree(self, value: str) -> str:
         """The first rank's ``value``, on every rank. A collective."""
@@ -105,7 +114,8 @@ def start_ranks() -> Ranks:
     if not cuda and not dist.is_initialized():
         # On a CPU DeepSpeed would spend most of a minute compiling a shared-memory all-reduce. gloo does without.
         deepspeed.ops.__compatible_ops__ = {}
-    deepspeed.init_distributed("nccl" if cuda else "gloo", auto_mpi_discovery=False, verbose=False)
+    deepspeed.init_distributed("nccl" if cuda else "gloo", auto_mpi_discovery=False, verbose=False,
+                               timeout=_PATIENCE)  # fmt: skip
     return Ranks(dist.get_rank(), dist.get_world_size(), device)
 
 
