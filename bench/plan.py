@@ -1,7 +1,7 @@
 """How far plans are off, and the tables of docs/plan.md.
 
-``python -m erw.bench.plan --measure`` trains small models here, under one and two ranks, and writes what was measured beside what
-was forecast (`bench/results/plan-error.json`), which ``erw plan`` prints. ``--write docs/plan.md`` makes the tables.
+``python -m erw.bench.plan --measure`` trains small models here, under one and two ranks, and writes what was measured beside
+what was forecast (`bench/results/plan-error.json`), which ``erw plan`` prints. ``--write docs/plan.md`` makes the tables.
 """
 
 import argparse
@@ -29,6 +29,8 @@ from erw.plan.rates import RECORDS, rates_of
 from erw.plan.report import table
 from erw.presets import preset
 from erw.settings import to_dict
+
+_LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 # (ranks, ZeRO, precision, recompute, accumulation): what decides memory.
 COMBINATIONS = (
@@ -63,7 +65,7 @@ def live(jobs: list[TrainConfig], ranks: int) -> list[list[dict]]:
             port = probe.getsockname()[1]
         launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(ranks), "--master-port", str(port)]
         command = [sys.executable, *launcher, "-m", "erw.bench._plan_live", str(file), f"{folder}/found"]
-        kept = {k: v for k, v in os.environ.items() if k not in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")}
+        kept = {name: value for name, value in os.environ.items() if name not in _LAUNCHER}
         done = subprocess.run(command, capture_output=True, text=True, env=kept, check=False)
         if done.returncode:
             raise RuntimeError(done.stderr[-3000:])
@@ -131,7 +133,7 @@ def tables(name: str) -> str:
 @exits_cleanly
 def main(arguments: list[str] | None = None) -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(prog="python -m erw.bench.plan", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(prog="python -m erw.bench.plan", description=__doc__)
     parser.add_argument("--measure", action="store_true", help="train small models here and record how far the plan was off")
     parser.add_argument("--gpu", default="cpu", help="what this machine is, for --measure (default cpu)")
     parser.add_argument("--records", type=Path, default=RECORDS, help="folder of the record (default bench/results)")

@@ -7,7 +7,7 @@ GB = 1e9
 """Data sheets count in powers of ten; a card has a few percent more memory than its gigabytes say."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Device:
     """One kind of accelerator.
 
@@ -34,19 +34,17 @@ class Device:
 
 
 _SXM = r"(?!.*(PCIe|NVL))"
-DEVICES = {
-    device.name: device
-    for device in (
-        Device(name="a100", pattern=r"\bA100\b", tflops=312.0, fp32=19.5, memory=80, bandwidth=2039, link=300, per_node=8, watts=400),
-        Device(name="h100", pattern=_SXM + r".*\bH100\b", tflops=989.5, fp32=67.0, memory=80, bandwidth=3350, link=450, per_node=8, watts=700),
-        Device(name="h800", pattern=_SXM + r".*\bH800\b", tflops=989.5, fp32=67.0, memory=80, bandwidth=3350, link=200, per_node=8, watts=700),
-        Device(name="h200", pattern=_SXM + r".*\bH200\b", tflops=989.5, fp32=67.0, memory=141, bandwidth=4800, link=450, per_node=8, watts=700),
-        Device(name="b200", pattern=r"\bB200\b", tflops=2250.0, fp32=75.0, memory=180, bandwidth=7700, link=900, per_node=8, watts=1000),
-        Device(name="l40s", pattern=r"\bL40S\b", tflops=362.0, fp32=91.6, memory=48, bandwidth=864, link=32, per_node=8, watts=350),
-        Device(name="4090", pattern=r"\bRTX 4090\b(?! (D|Laptop))", tflops=165.2, fp32=82.6, memory=24, bandwidth=1008, link=32, per_node=8,
-               watts=450),
-    )
-}  # fmt: skip
+# name, pattern, tflops, fp32, memory, bandwidth, link, per_node, watts
+_SHEETS = (
+    ("a100", r"\bA100\b", 312.0, 19.5, 80, 2039, 300, 8, 400),
+    ("h100", _SXM + r".*\bH100\b", 989.5, 67.0, 80, 3350, 450, 8, 700),
+    ("h800", _SXM + r".*\bH800\b", 989.5, 67.0, 80, 3350, 200, 8, 700),
+    ("h200", _SXM + r".*\bH200\b", 989.5, 67.0, 141, 4800, 450, 8, 700),
+    ("b200", r"\bB200\b", 2250.0, 75.0, 180, 7700, 900, 8, 1000),
+    ("l40s", r"\bL40S\b", 362.0, 91.6, 48, 864, 32, 8, 350),
+    ("4090", r"\bRTX 4090\b(?! (D|Laptop))", 165.2, 82.6, 24, 1008, 32, 8, 450),
+)
+DEVICES = {sheet[0]: Device(*sheet) for sheet in _SHEETS}
 
 
 def device_called(name: str) -> Device | None:

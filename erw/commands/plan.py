@@ -17,12 +17,13 @@ from erw.settings import override
 
 _COUNTS = "1,8,64,256,1024,4096"
 _IMAGENET = 1_281_167
+_PRICE = 2.0
 
 
 def _parser() -> Parser:
     parser = Parser(
         "plan",
-        description="Memory, time, traffic and cost of a run before it starts. Nothing is trained and no GPU is needed: one step\n"
+        description="Memory, time, traffic and cost of a run before it starts. Nothing is trained and no GPU is needed: a step\n"
         "of the real model is traced on tensors without data. Speeds are this project's own records of such a GPU where\n"
         "there are any, else data sheets and stated assumptions. Scaling beyond one machine is modelled, not measured.",
         epilog="Every option of training (--section.field VALUE) works too.\n"
@@ -34,12 +35,18 @@ def _parser() -> Parser:
     parser.add_argument("--batch", type=int, help="global batch (default: the preset's)")
     parser.add_argument("--zero", type=int, choices=(0, 1, 2, 3), help="ZeRO stage (default: the preset's)")
     parser.add_argument("--per-node", type=int, help="GPUs of one machine (default: 8; cpu: 1)")
-    parser.add_argument("--nvlink", type=float, metavar="GB/s", help="of a GPU within its machine, one way (default: data sheet)")
-    parser.add_argument("--network", type=float, metavar="GB/s", help="of a machine (default: 50 a GPU, 400 Gbit/s each; assumed)")
+    parser.add_argument(
+        "--nvlink", type=float, metavar="GB/s", help="of a GPU within its machine, one way (default: data sheet)"
+    )
+    parser.add_argument(
+        "--network", type=float, metavar="GB/s", help="of a machine (default: 50 a GPU, 400 Gbit/s each; assumed)"
+    )
     parser.add_argument("--tflops", type=float, help="of large bf16 matmuls (default: measured, or 65%% of the data sheet's)")
-    parser.add_argument("--bandwidth", type=float, metavar="GB/s", help="of memory (default: measured, or 80%% of the data sheet's)")
+    parser.add_argument(
+        "--bandwidth", type=float, metavar="GB/s", help="of memory (default: measured, or 80%% of the data sheet's)"
+    )
     parser.add_argument("--watts", type=float, help="of a GPU (default: its board power)")
-    parser.add_argument("--price", type=float, default=2.0, help="of a GPU-hour (default 2.00, an assumption)")
+    parser.add_argument("--price", type=float, default=_PRICE, help="of a GPU-hour (default 2.00, an assumption)")
     parser.add_argument("--dataset-images", type=int, help="for the disk (default: ImageNet's 1,281,167; digits their own)")
     parser.add_argument("--table", action="store_true", help="ZeRO stages and numbers of GPUs side by side, Markdown")
     parser.add_argument("--counts", default=_COUNTS, help=f"numbers of GPUs in table and plot (default {_COUNTS})")
@@ -65,8 +72,8 @@ def run(arguments: list[str]) -> None:
     batch = options.batch or config.train.batch
     forecast = forecaster.at(network, batch=batch)
     watts = options.watts or rates.watts
-    said = f"{'not known: --watts' if not watts else f'{watts:g} W a GPU'}{' (board power)' * (not options.watts and bool(watts))}"
-    said += f", {options.price:g} a GPU-hour{' (assumed)' * (options.price == 2.0)}"
+    said = f"{watts:g} W a GPU" + " (board power)" * (not options.watts) if watts else "power not known: --watts"
+    said += f", {options.price:g} a GPU-hour" + " (assumed)" * (options.price == _PRICE)
     costs = Costs(watts=watts, price=options.price, said=said)
     images = options.dataset_images or (len(open_dataset(config.data)) if config.data.name == "digits" else _IMAGENET)
     print(report(forecast, costs, disk_of(forecast, images), read_error(options.records)))
@@ -91,4 +98,3 @@ def _numbers(text: str) -> list[int]:
     if min(counts) < 1:
         raise UserError(f"--counts takes numbers of GPUs with commas between, not '{text}'")
     return counts
-

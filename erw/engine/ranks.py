@@ -10,9 +10,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from erw.engine.talk import Talk
+from erw.engine.voices import tag_rank
+
 # Ranks that share work meet at its end only, which one may reach hours before another. In training `erw.engine.watch` sees
 # who is lost, in minutes, so that an evaluation on the first rank may take its time.
 _PATIENCE = timedelta(days=2)
+
+talk = Talk()
+"""This process's time in collectives, on CPUs."""
 
 
 @dataclass(frozen=True)
@@ -114,8 +120,11 @@ def start_ranks() -> Ranks:
     if not cuda and not dist.is_initialized():
         # On a CPU DeepSpeed would spend most of a minute compiling a shared-memory all-reduce. gloo does without.
         deepspeed.ops.__compatible_ops__ = {}
+        talk.listen()  # before DeepSpeed takes hold of them
     deepspeed.init_distributed("nccl" if cuda else "gloo", auto_mpi_discovery=False, verbose=False,
                                timeout=_PATIENCE)  # fmt: skip
+    if dist.get_world_size() > 1:
+        tag_rank(dist.get_rank())
     return Ranks(dist.get_rank(), dist.get_world_size(), device)
 
 

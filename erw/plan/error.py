@@ -21,10 +21,10 @@ class ErrorRecord:
         device = self.content["environment"]["device"]
         known = device_called(device)
         same = gpu == "cpu" if self.content["device_type"] == "cpu" else known is not None and known.name == gpu
-        parts = "; ".join(filter(None, (self._worst("peak", "a step's memory"), self._worst("saved", "activations"),
-                                        self._worst("optimizer", "optimizer state"), self._worst("seconds", "time"))))  # fmt: skip
-        rows = len(self.content["rows"])
-        where = f"on {device}, {rows} settings, one machine" + (", small models" if self.content["device_type"] == "cpu" else "")
+        named = {"peak": "a step's memory", "saved": "activations", "optimizer": "optimizer state", "seconds": "time"}
+        parts = "; ".join(filter(None, (self._worst(key, name) for key, name in named.items())))
+        where = f"on {device}, {len(self.content['rows'])} settings, one machine"
+        where += ", small models" * (self.content["device_type"] == "cpu")
         if same:
             return f"the model's own error {where}: {parts}"
         return f"the model's own error: not measured on {gpu}; {where}: {parts}"

@@ -127,9 +127,7 @@ class Forecaster:
             row = self.rates.step_like(flops, micro, config.engine.ops, config.engine.recompute)
         parts = self._parts(sharding, trace, traffic, micro, flops, row)
         measured = f"{row['name']} of {row['model']}, batch {row['batch']}" if row else None
-        return PhaseForecast(
-            phase, images, sharding, memory_of(sharding, trace), trace, traffic, parts, flops, measured
-        )
+        return PhaseForecast(phase, images, sharding, memory_of(sharding, trace), trace, traffic, parts, flops, measured)
 
     def _tracer(self, config: TrainConfig, phase: Phase) -> Tracer:
         apart = stage_of(read_ds_config(config.engine.ds_config)) == 3 and phase.depth is None

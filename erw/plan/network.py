@@ -13,7 +13,7 @@ _LATENCY, _NODE_LATENCY = 5e-6, 2e-5
 
 @dataclass(frozen=True)
 class Network:
-    """GPUs and what joins them. ``link``: GB/s of one GPU within its machine, one way; ``node``: GB/s of a machine's network."""
+    """GPUs and what joins them. ``link``: GB/s of a GPU within its machine, one way; ``node``: of a machine's network."""
 
     gpus: int
     per_node: int
@@ -77,5 +77,6 @@ def traffic_of(s: Sharding, network: Network) -> Traffic:
     weights = s.element * s.elements if s.stage else 0
     return Traffic(
         2 * share * gradients * rounds, share * weights,
-        network.reduce_seconds(gradients * rounds, messages * rounds), network.gather_seconds(weights, messages if weights else 0),
+        network.reduce_seconds(gradients * rounds, messages * rounds),
+        network.gather_seconds(weights, messages if weights else 0),
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""How fast a device computes: measured by our own benchmark on one like it where a record is at hand, else from its data sheet."""
+"""How fast a device computes: from our own benchmark's record of one like it where there is any, else from its data sheet."""
 
 import json
 from dataclasses import dataclass
@@ -126,5 +126,7 @@ def _steps(content: dict) -> tuple[dict, ...]:
             if row["status"] == "measured" and row["setup"]["code"] == "ours" and row["setup"]["phase"] == "full":
                 seconds = row["ms_per_step"]["median"] / 1e3
                 flops = row["tflops"] * 1e12 * seconds / scene["batch"]
-                rows.append(row | {"batch": scene["batch"], "seconds": seconds, "flops_per_image": flops, "model": scene["model"]})
+                rows.append(
+                    row | {"batch": scene["batch"], "seconds": seconds, "flops_per_image": flops, "model": scene["model"]}
+                )
     return tuple(rows)

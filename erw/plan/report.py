@@ -57,7 +57,9 @@ def bottleneck(forecast: Forecast) -> str:
     """What limits the run, and the option that moves it."""
     if forecast.fits is False:
         least = "--zero 3" if forecast.main.sharding.stage < 3 and forecast.network.gpus > 1 else "a smaller --batch"
-        return f"memory: {forecast.peak / GB:.1f} GB do not fit; {least}, --engine.recompute selective or full, more accumulation"
+        return (
+            f"memory: {forecast.peak / GB:.1f} GB do not fit; {least}, --engine.recompute selective or full, more accumulation"
+        )
     parts = forecast.main.parts
     name = max(parts, key=parts.get)
     return f"{name}, {parts[name] / forecast.main.seconds:.0%} of a step: {_KNOBS[name]}"
