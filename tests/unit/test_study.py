@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import scipy.stats
 from PIL import Image
-from studies import LEVELS, SEEDS, curve, made_up
 
 from erw.bench import report as readme
 from erw.bench.convergence import figures, report, sweep, targets, words
@@ -25,6 +24,7 @@ from erw.options import parse
 from erw.plan import Costs, phases
 from erw.presets import preset
 from erw.settings import to_dict
+from studies import LEVELS, SEEDS, curve, made_up
 
 ROOT = Path(__file__).resolve().parents[2]
 FIGURES = ("frechet", "accuracy", "memorised")
