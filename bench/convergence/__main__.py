@@ -35,6 +35,8 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--share", type=float, default=1.0, help="of the budget and of the judged samples, for trials")
     parser.add_argument("--data", type=Path, help="folder of the dataset, for studies of one (--data.path)")
     parser.add_argument("--dry-run", action="store_true", help="say what would be run and what it costs")
+    parser.add_argument("--gpu", help="with --dry-run: GPU-hours and disk on this kind of GPU, as erw plan calls it (h200)")
+    parser.add_argument("--gpus", type=int, default=8, help="with --gpu: how many (default 8)")
     parser.add_argument("--sweep", action="store_true", help="run the sweep that chooses settings, not the study")
     parser.add_argument("--sweep-record", type=Path, help="default bench/results/sweep-STUDY.json")
     parser.add_argument("--report", action="store_true", help="write docs/studies/STUDY.md from the record, run nothing")
@@ -97,7 +99,9 @@ def main(arguments: list[str] | None = None) -> None:
         raise UserError(f"--record {record}: there is no folder {record.parent}: make it, or run from the project's root")
     if options.dry_run:
         variants, seeds = _chosen(study, options)
-        print(dry_run.text(study, variants, seeds, options.share))
+        gpu = options.gpu or ("h200" if study.budget.unit == "preset" else None)
+        machine = dry_run.Machine(gpu, options.gpus) if gpu else None
+        print(dry_run.text(study, variants, seeds, options.share, machine))
     elif options.sweep:
         sweep.sweep(study, options.sweep_record or report.sweep_file(study.name))
         stop_ranks()

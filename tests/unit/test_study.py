@@ -208,7 +208,7 @@ def _cost(config) -> float:
 @pytest.mark.parametrize("name", names())
 def test_every_study_has_a_plan_that_passes_its_checks(name):
     study = read_study(name)
-    rates = {variant: {"train": 1.0, "warmup": 0.3, "full": 1.0} for variant in study.variants}
+    rates = {variant: {"train": 1e-3, "warmup": 3e-4, "full": 1e-3} for variant in study.variants}
     for config in plan(study, rates=rates).values():
         config.check()
 
@@ -339,9 +339,20 @@ def test_a_dry_run_names_every_command(capsys):
     main(["digits-erw", "--dry-run"])
     said = capsys.readouterr().out
     for name, config in plan(read_study("digits-erw")).items():
-        (line,) = [line for line in said.splitlines() if f"runs/{name}-0" in line]
+        (line,) = [line for line in said.splitlines() if f"--train.out runs/{name}-0 " in line]
         settings, _ = parse(shlex.split(line)[2:])
         assert settings.method == config.method and settings.train.images == config.train.images
+
+
+def test_the_papers_table_has_commands_hours_and_disk(capsys):
+    main(["imagenet256", "--dry-run", "--variants", "repa-xl2", "erw-b2"])
+    said = capsys.readouterr().out
+    repa = next(line for line in said.splitlines() if line.startswith("| SiT-XL/2 + REPA"))
+    cells = [cell.strip() for cell in repa.split("|")[1:-1]]
+    assert cells[1] == "102,400,000" and cells[4] == "19.4 at 100K, 11.1 at 200K, 7.9 at 400K" or "52.3" in cells[4]
+    assert int(cells[5].replace(",", "")) > 20 and cells[6] == "164 (H100)" and cells[7].endswith("GB")
+    assert "torchrun --nproc-per-node 8 train_ds.py in256-erw-b2" in said
+    assert "sample runs/repa-xl2-0 --count 50000" in said and "erw eval runs/repa-xl2-0/samples.npz" in said
 
 
 # ---- pages ------------------------------------------------------------------------------------------------------------
