@@ -145,6 +145,7 @@ class Run:
         if self._saved == self.images:
             return
         self._saved = self.images
+        self.telemetry.flush()  # who goes on from here after a kill finds the rows up to here
         with self.accounts.apart("saving"):
             meta = checkpoint.Meta(
                 images=self.images,
