@@ -1,5 +1,7 @@
 """Teachers from timm: any vision transformer whose forward ends in patch tokens."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from erw.teachers.weights import read_weights
 from erw.types import TeacherSpec
 
 PREFIX = "timm:"
+_UNUSED = ("attn_pool.", "fc_norm.")  # what only a classifier needs
 _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
@@ -183,23 +186,45 @@ def _from_hub(name: str, known: TimmModel, side: int) -> nn.Module:
             f"--teacher.name {name} comes from a file only: name the one that its authors published, --teacher.file"
         )
     try:
-        return _create(known, side, pretrained=True)
+        with _reports() as reports:
+            model = _create(known, side, pretrained=True)
     except (OSError, RuntimeError, ValueError) as error:
         first = str(error).strip().splitlines()[0][:120]
         raise UserError(
             f"--teacher.name {name}: the weights of timm's {known.model} cannot be had ({first}): offline, use features"
             " cached in the dataset, fill the hub's cache first, or name a file with --teacher.file"
         ) from None
+    if missing := [key for report in reports for key in report.missing_keys]:
+        raise UserError(f"--teacher.name {name}: the hub's weights of timm's {known.model} lack {missing[0]}")
+    return model
 
 
 def _from_file(name: str, known: TimmModel, side: int, path: Path) -> nn.Module:
     weights = read_weights(name, path)
-    # Where the file is said to have as many classes as are wanted, none, timm insists on every weight; else it would not.
-    given = {"state_dict": weights, "num_classes": 0}
     try:
-        return _create(known, side, pretrained=True, pretrained_cfg_overlay=given)
+        with _reports() as reports:
+            model = _create(known, side, pretrained=True, pretrained_cfg_overlay={"state_dict": weights})
+        faults = [f"missing {key}" for report in reports for key in report.missing_keys]
+        faults += [f"unexpected {key}" for report in reports for key in report.unexpected_keys if not key.startswith(_UNUSED)]
     except (RuntimeError, KeyError, ValueError, AttributeError) as error:
-        text = " ".join(str(error).split())[:240]
-        raise UserError(
-            f"--teacher.file of {name}: the weights in {path} are not those of timm's {known.model} ({text})"
-        ) from None
+        faults = [" ".join(str(error).split())[:240]]
+    if faults:
+        raise UserError(f"--teacher.file of {name}: the weights in {path} are not those of timm's {known.model}: {faults[0]}")
+    return model
+
+
+@contextmanager
+def _reports() -> Iterator[list]:
+    """What torch says of weights that are read inside. timm is lenient with some models (with SigLIP's always, with most that
+    had a classifier) and keeps to itself what stayed random."""
+    load, reports = nn.Module.load_state_dict, []
+
+    def noting(self, *args, **options):
+        reports.append(load(self, *args, **options))
+        return reports[-1]
+
+    nn.Module.load_state_dict = noting
+    try:
+        yield reports
+    finally:
+        nn.Module.load_state_dict = load
