@@ -71,7 +71,9 @@ def open_vae(name: str, device: torch.device, precision: Precision = "fp32", cha
     """The VAE by hub name, hub name:subfolder or local folder. Raises `UserError` where it cannot be had whole."""
     config = _read_config(name)
     try:
-        network, report = _class_of(name, config).from_pretrained(**_place(name), output_loading_info=True)
+        network, report = _class_of(name, config).from_pretrained(
+            **_place(name), output_loading_info=True, low_cpu_mem_usage=False
+        )
     except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
         raise _cannot_be_had(name, error) from None
     faults = [key for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") for key in report.get(kind, ())]

@@ -14,12 +14,14 @@ import torch
 
 from erw.bench.prepare import write_vae
 from erw.build import fit_to_data, open_data
+from erw.cli import main
 from erw.data.store import StoreDataset
 from erw.errors import UserError
 from erw.options import parse
 from erw.teachers.features import FeatureSource
 from launch import environment
 from photographs import write_classes
+from train_ds import train
 
 pytestmark = [pytest.mark.slow, pytest.mark.dist]
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}  # of each process, however many there are
@@ -28,16 +30,23 @@ SMALL = ["--model.depth", "2", "--model.width", "48", "--model.num_heads", "2", 
          "--method.projection_depth", "2", "--method.projector_width", "32", "--engine.precision", "fp32"]  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def erw(run_erw):
-    """``erw ARGUMENTS`` that succeeds."""
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """As the processes have that are started here: the number of threads may show in the last bit."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
-    def run(*arguments, ranks: int = 1, program: str = "-m erw.cli", threads: str = "1") -> str:
-        done = run_erw(*arguments, ranks=ranks, program=program, env={"OMP_NUM_THREADS": threads} if ranks == 1 else None)
-        assert done.returncode == 0, done.stderr[-3000:]
-        return done.stdout
 
-    return run
+def erw(*arguments) -> None:
+    """``erw ARGUMENTS`` in this process."""
+    main([str(argument) for argument in arguments])
+
+
+def trained(*arguments) -> None:
+    """``erw train ARGUMENTS`` in this process, whose group it leaves as it is."""
+    train(parse([str(argument) for argument in arguments])[0])
 
 
 def killed(arguments: list, when: Callable[[], bool]) -> None:
@@ -61,7 +70,7 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def pixels(erw, tmp_path_factory):
+def pixels(tmp_path_factory):
     """96 crops of 32 pixels with features of the packaged teacher, and the command that prepared them."""
     folder = tmp_path_factory.mktemp("pixels")
     write_classes(folder / "source", 48)
@@ -71,7 +80,7 @@ def pixels(erw, tmp_path_factory):
     return folder / "data", command
 
 
-def test_killed_with_two_processes_and_ended_by_one(pixels, erw, tmp_path):
+def test_killed_with_two_processes_and_ended_by_one(pixels, tmp_path):
     """Neither the kill nor the number of processes shows in any byte."""
     whole, command = pixels
     out = tmp_path / "data"
@@ -87,23 +96,23 @@ def test_killed_with_two_processes_and_ended_by_one(pixels, erw, tmp_path):
     StoreDataset(str(out)).verify()
 
 
-def test_a_killed_training_from_the_store_has_the_losses_of_an_undisturbed_one(pixels, erw, tmp_path):
+def test_a_killed_training_from_the_store_has_the_losses_of_an_undisturbed_one(pixels, one_rank, tmp_path):
     common = ["cifar10-erw-s2", *SMALL, "--data.path", pixels[0], "--batch", "8", "--images", "96", "--method.warmup_images",
               "32", "--train.log_every", "8", "--train.save_every", "16", "--data.workers", "1"]  # fmt: skip
-    erw("train", *common, "--out", tmp_path / "whole")
-    again = ["train", *common, "--out", tmp_path / "again", "--resume", "auto"]
-    killed(["-m", "erw.cli", *again], lambda: (tmp_path / "again" / "checkpoints" / "000000000048").exists())
-    erw(*again)
+    trained(*common, "--out", tmp_path / "whole")
+    again = [*common, "--out", tmp_path / "again", "--resume", "auto"]
+    killed(["-m", "erw.cli", "train", *again], lambda: (tmp_path / "again" / "checkpoints" / "000000000048").exists())
+    trained(*again)
     rows = [[json.loads(row) for row in (tmp_path / n / "metrics.jsonl").read_text().splitlines()] for n in ("whole", "again")]
     losses = [[(row["images"], row["loss"], row["grad_norm"]) for row in found if "loss" in row] for found in rows]
     assert len(losses[0]) == 12 and losses[0] == losses[1]
     assert len((tmp_path / "again" / "starts.jsonl").read_text().splitlines()) == 2
 
 
-def test_three_commands_from_a_folder_to_samples(pixels, erw, tmp_path):
+def test_three_commands_from_a_folder_to_samples(pixels, one_rank, tmp_path):
     """The preset takes classes, shape and teacher from the dataset."""
     run = tmp_path / "run"
-    erw("train", "folder-erw", *SMALL, "--data.path", pixels[0], "--batch", "8", "--images", "16", "--method.warmup_images",
+    trained("folder-erw", *SMALL, "--data.path", pixels[0], "--batch", "8", "--images", "16", "--method.warmup_images",
         "8", "--out", run)  # fmt: skip
     erw("sample", run, "--count", "2", "--steps", "2")
     config = json.loads((run / "config.json").read_text())
@@ -117,30 +126,31 @@ def test_three_commands_from_a_folder_to_samples(pixels, erw, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def moments(erw, tmp_path_factory):
+def moments(tmp_path_factory):
     """(dataset of 24 JPEGs at 256 pixels: moments of a small random autoencoder, features, pixels; the autoencoder)."""
     folder = tmp_path_factory.mktemp("moments")
     write_classes(folder / "source", 12, width=330, height=280)
     write_vae(folder / "vae", (16, 16, 32, 32))
     erw("prepare", folder / "source", "--out", folder / "data", "--vae", folder / "vae", *TEACHER, "--images", "--batch", "8",
-        "--precision", "bf16", threads="2")  # fmt: skip
+        "--precision", "bf16")  # fmt: skip
     return folder / "data", folder / "vae"
 
 
-def test_the_latent_path_whole(moments, erw, tmp_path):
+def test_the_latent_path_whole(moments, run_erw, tmp_path):
     """JPEGs, AutoencoderKL, store, 20 steps of SiT-S/2 with ERW at 256 tokens under ZeRO-2 on two ranks, samples, distance."""
     data, vae = moments
     run = tmp_path / "run"
-    erw("in256-erw-s2", "--data.path", data, "--data.workers", "1", "--latents.vae", vae, "--teacher.name",
+    done = run_erw("in256-erw-s2", "--data.path", data, "--data.workers", "1", "--latents.vae", vae, "--teacher.name",
         "efficientnet-lite0", "--batch", "4", "--images", "80", "--method.warmup_images", "40", "--train.log_every", "4",
-        "--out", run, ranks=2, program="train_ds.py")  # fmt: skip
+                   "--out", run, ranks=2)  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
     rows = [json.loads(row) for row in (run / "metrics.jsonl").read_text().splitlines()]
     losses = [row for row in rows if "loss" in row]
     assert [row["phase"] for row in losses] == ["warmup"] * 10 + ["full"] * 10
     assert losses[9]["loss"] < losses[0]["loss"] and all(np.isfinite(row["loss"]) for row in losses)
-    erw("sample", run, "--count", "4", "--steps", "2", "--batch", "4", threads="2")
+    erw("sample", run, "--count", "4", "--steps", "2", "--batch", "4")
     assert np.load(run / "samples-000000000080" / "samples.npz")["arr_0"].shape == (4, 256, 256, 3)
-    erw("eval", run, "--reference", data, "--features", "efficientnet-lite0", "--allow-few", threads="2")
+    erw("eval", run, "--reference", data, "--features", "efficientnet-lite0", "--allow-few")
     (record,) = (run / "samples-000000000080").glob("eval-*.json")
     assert json.loads(record.read_text())["results"]["efficientnet-lite0"]["frechet"] > 0
 
