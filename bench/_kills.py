@@ -16,7 +16,7 @@ from erw.config import TrainConfig
 from erw.errors import UserError
 from erw.presets import preset
 
-STEPS, WARMUP, EVERY = 96, 32, 4
+EVERY = 4  # steps between checkpoints
 CASES = {
     "none": ("digits-sit", "zero0", "fp32"),
     "repa": ("digits-repa", "zero2", "bf16"),
@@ -53,23 +53,21 @@ class Kill:
 
 
 class Case:
-    """One method's run in a folder of its own, the undisturbed run beside it."""
+    """One method's run of ``steps`` in a folder of its own, a third of them ERW's warm-up; the undisturbed run beside it."""
 
-    def __init__(self, name: str, folder: Path):
+    def __init__(self, name: str, folder: Path, steps: int):
         self.name, self.run, self.logs = name, folder / name / "run", folder / name / "logs"
         preset_name, stage, precision = CASES[name]
         config = preset(preset_name)
-        method = (
-            replace(config.method, warmup_images=WARMUP * config.train.batch)
-            if isinstance(config.method, Erw)
-            else config.method
-        )
+        method = config.method
+        if isinstance(method, Erw):
+            method = replace(method, warmup_images=steps // 3 * config.train.batch)
         batch = config.train.batch
         self.boundaries = method.boundaries()
         self.config = replace(
             config,
             method=method,
-            train=replace(config.train, images=STEPS * batch, save_every=EVERY * batch, log_every=batch, keep=10**6,
+            train=replace(config.train, images=steps * batch, save_every=EVERY * batch, log_every=batch, keep=10**6,
                           out=str(self.run), resume="auto", tensorboard=False),
             engine=replace(config.engine, ds_config=stage, precision=precision, timeout=30.0),
             eval=replace(config.eval, name="none"),
@@ -78,15 +76,13 @@ class Case:
         self.rows: dict[int, float] = {}
         self.restarts = 0  # of the run as it is now that have been compared
 
-    def undisturbed(self) -> None:
-        """Make the run that everything is compared with, unless its folder has it."""
-        out = self.run.with_name("undisturbed")
-        if not (out / "accounts.json").exists():
-            shutil.rmtree(out, ignore_errors=True)
-            life = _lives.start([_at(self.config, out)], RANKS, self.logs)
-            if life.wait(300) != [0] * RANKS:
-                life.end()
-                raise UserError(f"the undisturbed run of {self.name} failed: {life.said()[-2000:]}")
+    @property
+    def undisturbed(self) -> TrainConfig:
+        """The same run elsewhere, which nothing happens to."""
+        return replace(self.config, train=replace(self.config.train, out=str(self.run.with_name("undisturbed"))))
+
+    def compare_with(self, out: Path) -> None:
+        """Take the undisturbed run's checkpoints and losses as what is right."""
         self.reference = {int(path.name): _states.of_checkpoint(path) for path in found(out / "checkpoints")}
         self.rows = _losses(out)
 
@@ -97,10 +93,7 @@ class Case:
         life = _lives.start([self.config], RANKS, self.logs, _states.note_restored)
         try:
             if not self._wait(moment, life, chance):
-                faults = self._compare_end(life) + self._compare_restart(before, newest_before)
-                shutil.rmtree(self.run)
-                if faults:
-                    raise UserError(f"the run of {self.name} ended otherwise than the undisturbed one: {'; '.join(faults)}")
+                self._ended(life, before, newest_before)
                 return None
             killed = chance.choice([[0, 1], [0, 1], [0], [1]])
             life.signal(signal.SIGKILL, killed)
@@ -109,6 +102,22 @@ class Case:
             return self._look(moment, killed, exits, time.monotonic() - start, life, before, newest_before)
         finally:
             life.end()
+
+    def finish(self) -> None:
+        """Let the run go on to its end, and begin anew next time."""
+        before, newest = self._restored(), self.newest()
+        life = _lives.start([self.config], RANKS, self.logs, _states.note_restored)
+        try:
+            self._ended(life, before, newest)
+        finally:
+            life.end()
+
+    def _ended(self, life: _lives.Life, before: int, newest: int) -> None:
+        """The run comes to its end. Raises `UserError` where that is not the undisturbed run's."""
+        faults = self._compare_end(life) + self._compare_restart(before, newest)
+        if faults:
+            raise UserError(f"the run of {self.name} ended otherwise than the undisturbed one: {'; '.join(faults)}")
+        shutil.rmtree(self.run)
 
     def _wait(self, moment: str, life: _lives.Life, chance: random.Random) -> bool:
         """Until ``moment``; False where the run ended before it."""
@@ -166,7 +175,7 @@ class Case:
         ]
 
     def _compare_end(self, life: _lives.Life) -> list[str]:
-        faults = [] if life.wait(_SURVIVOR) == [0] * RANKS else [f"ended with {life.wait(0)}: {life.said()[-1000:]}"]
+        faults = [] if life.wait(300) == [0] * RANKS else [f"ended with {life.wait(0)}: {life.said()[-1000:]}"]
         rows = _rows(self.run)
         if [row["images"] for row in rows if "loss" in row] != sorted(self.rows) or _losses(self.run) != self.rows:
             faults.append("metrics.jsonl differs")
@@ -190,8 +199,18 @@ class Case:
         return folder.is_dir() and any(path.name.startswith(".partial-") for path in folder.iterdir())
 
 
-def _at(config: TrainConfig, out: Path) -> TrainConfig:
-    return replace(config, train=replace(config.train, out=str(out)))
+def make_undisturbed(cases: list[Case], logs: Path) -> None:
+    """Train what the cases are compared with, unless it is there. Raises `UserError` where that fails."""
+    configs = [case.undisturbed for case in cases]
+    missing = [config for config in configs if not (Path(config.train.out) / "accounts.json").exists()]
+    if missing:
+        life = _lives.start(missing, RANKS, logs)
+        codes = life.wait(600)
+        life.end()
+        if codes != [0] * RANKS:
+            raise UserError(f"the undisturbed runs failed: {life.said()[-2000:]}")
+    for case, config in zip(cases, configs, strict=True):
+        case.compare_with(Path(config.train.out))
 
 
 def _sleep(seconds: float, life: _lives.Life) -> bool:

@@ -67,6 +67,7 @@ def start(configs: list[TrainConfig], ranks: int, logs: Path, prepare: Prepare |
     life = Life([], [logs / f"rank{rank}.log" for rank in range(ranks)])
     settings = json.dumps([to_dict(config) for config in configs])
     for rank, log in enumerate(life.logs):
+        log.write_text("", encoding="utf-8")
         process = context.Process(target=_rank, args=(rank, ranks, port, settings, str(log), prepare))
         process.start()
         life.processes.append(process)

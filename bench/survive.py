@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from erw.bench._kills import CASES, EVERY, MOMENTS, RANKS, STEPS, Case
+from erw.bench._kills import CASES, EVERY, MOMENTS, RANKS, Case, make_undisturbed
 from erw.environment import fingerprint
 from erw.errors import exits_cleanly
 from erw.files import json_bytes, whole
@@ -47,28 +47,37 @@ def summary(kills: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def survive(kills: int, work: Path, out: Path, seed: int) -> dict[str, Any]:
+def survive(kills: int, work: Path, out: Path, seed: int, steps: int = 96) -> dict[str, Any]:
     """Kill until the record in ``out`` holds ``kills`` of them, case by case in turn. Returns the record."""
     record = json.loads(out.read_text(encoding="utf-8")) if out.exists() else {"kills": [], "restarts": 0}
-    cases = [Case(name, work) for name in CASES]
-    for case in cases:
-        case.undisturbed()
+    cases = [Case(name, work, steps) for name in CASES]
+    make_undisturbed(cases, work / "logs")
     while len(record["kills"]) < kills:
         count = len(record["kills"])
         case, chance = cases[count % len(cases)], random.Random(f"{seed} {count} {time.time_ns()}")
         names = [name for name in MOMENTS if name != "hand-over" or (case.boundaries and case.newest() < case.boundaries[0])]
         kill = case.kill(chance.choices(names, [MOMENTS[name] for name in names])[0], chance)
-        record["restarts"] += case.restarts
-        case.restarts = 0
         if kill is not None:
             record["kills"].append(asdict(kill))
             print(f"{count + 1}/{kills}: {kill}", flush=True)
-        settings = {"steps": STEPS, "save_every": EVERY, "ranks": RANKS, "cases": CASES}
-        record |= {"settings": settings, "summary": summary(record["kills"]), **fingerprint(torch.device("cpu"))}
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with whole(out) as file:
-            file.write(json_bytes(record))
+        _write(record, case, out, steps)
+    for case in cases:  # what the last kill of each left
+        if case.run.exists():
+            case.finish()
+        _write(record, case, out, steps)
     return record
+
+
+def _write(record: dict[str, Any], case: Case, out: Path, steps: int) -> None:
+    record["restarts"] += case.restarts
+    case.restarts = 0
+    cases = {name: list(settings) for name, settings in CASES.items()}
+    settings = {"steps": steps, "save_every": EVERY, "ranks": RANKS, "cases": cases}
+    restarts = {"restarts compared": record["restarts"]}
+    record |= {"settings": settings, "summary": summary(record["kills"]) | restarts, **fingerprint(torch.device("cpu"))}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with whole(out) as file:
+        file.write(json_bytes(record))
 
 
 @exits_cleanly
