@@ -19,6 +19,11 @@ def whole(path: Path) -> Iterator[IO[bytes]]:
     os.replace(partial, path)
 
 
+def plain_name(name: object) -> bool:
+    """Whether ``name``, read from a file, means a file of the same folder and cannot mean another."""
+    return isinstance(name, str) and name not in ("", ".", "..") and not set(name) & set("/\\\0")
+
+
 def json_bytes(data: dict[str, Any]) -> bytes:
     """Indented, a line at the end. Raises ValueError for NaN and infinity, which JSON does not have."""
     return (json.dumps(data, indent=1, allow_nan=False) + "\n").encode()
