@@ -130,6 +130,23 @@ def tables(name: str) -> str:
     return f"`{name}`, h200; {rates.source}. 2.00 a GPU-hour.\n\n{text}"
 
 
+def error_table(content: dict) -> str:
+    """The record of `measure` as Markdown: forecast over measured."""
+    columns = ("ranks", "DeepSpeed", "precision", "recompute", "accumulation", "activations", "step's peak",
+               "optimizer and EMA", "time")  # fmt: skip
+    lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
+    for row in content["rows"]:
+        at, have, said = row["setting"], row["measured"], row["forecast"]
+        shares = [f"{said[k] / have[k]:.3f}" if k in have else "-" for k in ("saved", "peak", "optimizer", "seconds")]
+        lines.append(
+            f"| {at['ranks']} | {at['ds_config']} | {at['precision']} | {at['recompute']} | {at['accumulation']} | "
+            + " | ".join(shares) + " |"
+        )  # fmt: skip
+    made, shape = content["environment"], content["rows"][0]["setting"]["model"]
+    lines.append(f"\nForecast over measured: {made['device']}, {shape}, torch {made['torch']}, deepspeed {made['deepspeed']}.")
+    return "\n".join(lines)
+
+
 @exits_cleanly
 def main(arguments: list[str] | None = None) -> None:
     """Command line."""
@@ -147,6 +164,9 @@ def main(arguments: list[str] | None = None) -> None:
         print(options.records / NAME)
     if options.write is not None:
         text = options.write.read_text(encoding="utf-8")
+        file = options.records / NAME
+        record = error_table(json.loads(file.read_text(encoding="utf-8"))) if file.exists() else "Not measured."
+        text = with_section(text, "plan error", record, str(options.write))
         for name in ("in256-sit-xl2", "in256-erw-xl2"):
             text = with_section(text, f"plan {name}", tables(name), str(options.write))
         options.write.write_text(text, encoding="utf-8")

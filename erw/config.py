@@ -12,8 +12,9 @@ from erw.latents import LatentConfig
 from erw.models.sit import SiTConfig
 from erw.objectives import OBJECTIVES, Flow, Objective
 from erw.optim import OptimConfig
+from erw.redact import redacted
 from erw.samplers import SampleConfig
-from erw.settings import from_dict, nearest, setting
+from erw.settings import from_dict, leaves, nearest, setting
 from erw.teachers import TeacherConfig, teacher_specs
 from erw.types import TeacherSpec
 
@@ -86,6 +87,12 @@ class TrainConfig:
 
     def check(self) -> None:
         """Raise `UserError` where sections contradict each other. Needs no data and no device."""
+        for name, _, _, value in leaves(self):
+            if isinstance(value, str) and redacted(value) != value:
+                raise UserError(
+                    f"--{name} holds credentials ({redacted(value)}), and settings are written into the run's folder: give them"
+                    " in the environment (AWS_ACCESS_KEY_ID, HF_TOKEN and the like)"
+                )
         self.method.check(self.model, self.teacher_specs, self.train.batch)
         self.objective.check(self.model)
         self.sample.check(self.objective)

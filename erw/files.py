@@ -34,6 +34,11 @@ def kept(path: Path) -> Iterator[IO[bytes]]:
         raise RankError(f"{path} cannot be written: {reason}; finished images are kept, the same command goes on") from None
 
 
+def plain_name(name: object) -> bool:
+    """Whether ``name``, read from a file, means a file of the same folder and cannot mean another."""
+    return isinstance(name, str) and name not in ("", ".", "..") and not set(name) & set("/\\\0")
+
+
 def json_bytes(data: dict[str, Any]) -> bytes:
     """Indented, a line at the end. Raises ValueError for NaN and infinity, which JSON does not have."""
     return (json.dumps(data, indent=1, allow_nan=False) + "\n").encode()

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from erw.boards import Board
 from erw.progress import Style, progress
+from erw.redact import redacted
 
 
 class Accounts:
@@ -143,7 +144,7 @@ class Telemetry:
     def say(self, text: str) -> None:
         """One line above the bar."""
         if self.speaks:
-            tqdm.write(text)
+            tqdm.write(redacted(text))
 
     def close(self) -> None:
         """Write what is queued and end the bar."""

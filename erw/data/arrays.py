@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from erw.errors import UserError
+from erw.files import plain_name
 from erw.settings import from_dict
 from erw.types import CachedTeacher, StoredLatents, TeacherSpec
 
@@ -87,6 +88,10 @@ class ArrayDataset:
             file, flops = entry.get("file", "features.npy"), int(entry["flops_per_image"])
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{self.path}/manifest.json: teacher lacks or garbles {error}") from None
+        if not plain_name(file):
+            raise UserError(
+                f"{self.path}/manifest.json names {file!r} for teacher {spec.name}, which is no file of this folder"
+            )
         features = self._open(file, 3, rows=len(self.latents))
         if features.shape[1:] != (spec.grid**2, spec.width):
             raise UserError(
