@@ -7,10 +7,10 @@ from torch import Tensor
 
 from erw import ops
 from erw.config import TrainConfig
-from erw.data import Dataset
+from erw.data import Dataset, open_dataset
 from erw.engine.config import read_ds_config, stage_of
 from erw.errors import UserError
-from erw.latents import Pixels, VaeLatents, latent_space, settled
+from erw.latents import LatentConfig, Pixels, VaeLatents, latent_space, settled
 from erw.models.embed import rope_table
 from erw.models.sit import SiT, SiTConfig
 from erw.step import TrainStep, public_name
@@ -79,6 +79,43 @@ def build_sampler_model(config: SiTConfig, weights: dict[str, Tensor], device: t
     if config.rope:
         model.rope = rope_table(config.grid, config.width // config.num_heads)
     return model.eval().requires_grad_(False).to(device)
+
+
+def open_data(config: TrainConfig) -> tuple[TrainConfig, Dataset]:
+    """(settings, checked; the dataset that they name). With ``--data.fit`` the dataset decides what only it can know.
+
+    Raises `UserError` for settings that contradict each other, and for a dataset that is missing or malformed.
+    """
+    if not config.data.fit:
+        config.check()
+        return config, open_dataset(config.data)
+    dataset = open_dataset(config.data)
+    config = taken_from(config, dataset)
+    config.check()
+    return config, dataset
+
+
+def taken_from(config: TrainConfig, dataset: Dataset) -> TrainConfig:
+    """``config`` with the dataset's classes, latents and autoencoder, and with its teachers where the method wants some and
+    none is named."""
+    stored, method = dataset.stored, config.method
+    if stored is None:
+        raise UserError(
+            f"{config.data.path} does not say what its latents are: prepare it with erw prepare, or give --data.fit false,"
+            " --latents.kind and the --model options"
+        )
+    sizes = {"num_classes": dataset.num_classes, "in_channels": stored.channels, "input_size": dataset.size}
+    given = config.latents.vae != LatentConfig().vae
+    latents = replace(config.latents, kind=stored.kind, vae=config.latents.vae if given else stored.vae or config.latents.vae)
+    teacher = config.teacher
+    if method.needs_teacher and not teacher.names:
+        if not dataset.cached:
+            raise UserError(
+                f"method {method.name} needs a teacher and {config.data.path} holds no features: prepare it with --teachers, or"
+                " train folder-sit"
+            )
+        teacher = replace(teacher, name=",".join(dataset.cached))
+    return replace(config, model=replace(config.model, **sizes), latents=latents, teacher=teacher)
 
 
 def fit_to_data(config: TrainConfig, dataset: Dataset) -> tuple[TrainConfig, Pixels | VaeLatents]:

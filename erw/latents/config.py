@@ -1,11 +1,13 @@
 """Settings of the latent space, and where what the user left open is taken from."""
 
 from dataclasses import dataclass, replace
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Literal
 
+import torch
+
 from erw.errors import UserError
-from erw.latents.vae import vae_facts
+from erw.latents.vae import open_vae, vae_facts
 from erw.settings import setting
 from erw.types import PerChannel, StoredLatents
 
@@ -65,7 +67,7 @@ def _check_agrees(config: LatentConfig, stored: StoredLatents) -> None:
         )
     if config.kind == "pixels":
         return
-    if not _same_encoder(config.vae, stored.vae):
+    if not _same_encoder(config.vae, stored):
         raise UserError(
             f"the dataset was encoded by {stored.vae}, --latents.vae is {config.vae}: set --latents.vae {stored.vae}, or"
             " prepare the dataset with the other"
@@ -78,5 +80,8 @@ def _check_agrees(config: LatentConfig, stored: StoredLatents) -> None:
             )
 
 
-def _same_encoder(one: str, other: str) -> bool:
-    return one == other or {PurePath(one).name, PurePath(other).name} <= _SD_VAES
+def _same_encoder(name: str, stored: StoredLatents) -> bool:
+    """By name; a local folder, which may have moved, by its weights."""
+    if name == stored.vae or {PurePath(name).name, PurePath(stored.vae).name} <= _SD_VAES:
+        return True
+    return bool(stored.digest) and Path(name).is_dir() and open_vae(name, torch.device("cpu")).facts.digest == stored.digest

@@ -7,7 +7,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from vaes import save_kl, save_tiny
 
 from erw.build import fit_to_data
 from erw.data.arrays import ArrayDataset
@@ -18,6 +17,7 @@ from erw.options import parse
 from erw.presets import preset
 from erw.settings import from_dict, to_dict
 from erw.types import StoredLatents
+from vaes import save_kl, save_tiny
 
 CPU = torch.device("cpu")
 
