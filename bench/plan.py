@@ -40,8 +40,6 @@ COMBINATIONS = (
     (2, "zero1", "bf16", "none", 1),
     (2, "zero2", "bf16", "full", 2),
     (2, "zero3", "bf16", "none", 1),
-    (1, "zero3", "bf16", "full", 1),
-    (2, "zero2", "fp32", "selective", 1),
 )
 
 

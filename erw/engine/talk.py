@@ -35,21 +35,26 @@ class Talk:
             self._within, start = True, time.perf_counter()
             try:
                 work = collective(*args, **kwargs)
-                if work is not None:
-                    work.wait = self._waits(work.wait)
-                return work
+                return None if work is None else _Work(self, work)
             finally:
                 self.seconds += time.perf_counter() - start
                 self._within = False
 
         return timed
 
-    def _waits(self, wait):
-        def timed(*args, **kwargs):
-            start = time.perf_counter()
-            try:
-                return wait(*args, **kwargs)
-            finally:
-                self.seconds += time.perf_counter() - start
 
-        return timed
+class _Work:
+    """A collective that goes on: the wait for it is timed too."""
+
+    def __init__(self, talk: Talk, work: dist.Work):
+        self._talk, self._work = talk, work
+
+    def wait(self, *args, **kwargs):
+        start = time.perf_counter()
+        try:
+            return self._work.wait(*args, **kwargs)
+        finally:
+            self._talk.seconds += time.perf_counter() - start
+
+    def __getattr__(self, name: str):
+        return getattr(self._work, name)

@@ -9,21 +9,31 @@ import torch.distributed as dist
 
 import train_ds
 from erw.config import config_from_dict
+from erw.engine.engine import Engine
 from erw.engine.ranks import start_ranks, stop_ranks
 
 jobs = json.loads(Path(sys.argv[1]).read_text())
 ranks = start_ranks()
 seen: Counter[str] = Counter()
-own = dist.all_reduce
+own, read = dist.all_reduce, Engine.read
+reading: list[bool] = []
 
 
 def noting(tensor, *args, **kwargs):
-    if tensor.numel() > 1000:  # gradients, not norms and reports
+    if tensor.numel() > 1000 and not reading:  # gradients: not norms and reports, not what a checkpoint gathers
         seen[str(tensor.dtype)] += 1
     return own(tensor, *args, **kwargs)
 
 
-dist.all_reduce = noting
+def quietly(*args, **kwargs):
+    reading.append(True)
+    try:
+        return read(*args, **kwargs)
+    finally:
+        reading.pop()
+
+
+dist.all_reduce, Engine.read = noting, quietly
 for job in jobs:
     seen.clear()
     config = config_from_dict(job)

@@ -5,6 +5,7 @@ import logging
 import urllib.request
 import warnings
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -124,6 +125,9 @@ def test_collectives_are_timed_once(monkeypatch):
     inner = listener._timed(lambda: None)
     listener._timed(lambda: inner())()  # one collective that calls another
     assert listener.seconds == 1.0
+    work = SimpleNamespace(wait=lambda: "done", is_completed=lambda: True)  # its own wait cannot be replaced
+    going = listener._timed(lambda: work)()
+    assert going.wait() == "done" and going.is_completed() and listener.seconds == 3.0
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
