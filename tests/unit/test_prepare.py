@@ -18,6 +18,7 @@ from erw.cli import main
 from erw.data.store import StoreDataset
 from erw.environment import version
 from erw.errors import UserError
+from erw.evaluate.images import open_images
 from erw.files import lock
 from erw.prepare import estimate, work
 from erw.prepare.crop import centre_crop
@@ -84,6 +85,14 @@ def test_a_finished_dataset_is_left_alone(folder, whole):
     before = {f: f.stat().st_mtime_ns for f in whole.iterdir()}
     assert run_job(job(folder, whole)).added == 0
     assert {f: f.stat().st_mtime_ns for f in whole.iterdir()} == before
+
+
+def test_it_is_a_reference_for_evaluation(folder, whole):
+    images = open_images(whole)
+    parts = np.concatenate(list(images.parts(7)))
+    assert (images.count, images.shape, parts.dtype) == (20, (SIDE, SIDE, 3), np.uint8)
+    assert np.array_equal(parts, StoreDataset(str(whole)).read("latents", np.arange(20)).permute(0, 2, 3, 1).numpy())
+    assert images.labels.sum() == 10
 
 
 def test_mirrored_rows_lie_in_shards_of_their_own(folder, whole, tmp_path):
