@@ -6,7 +6,6 @@ life with one request a turn and writes orders; each other rank writes one key a
 """
 
 import contextlib
-import faulthandler
 import json
 import os
 import secrets
@@ -14,6 +13,7 @@ import socket
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from datetime import timedelta
@@ -203,8 +203,8 @@ class Watch:
             return
         if why := self._why():
             print(f"\nerw: error: {why}", file=sys.stderr, flush=True)
-        if self._beat.armed and time.monotonic() - self._since > self.timeout:
-            faulthandler.dump_traceback()  # where this rank hangs, or waits for the one that does
+        if self._orders.culprit == self.ranks.rank:  # it hangs: where
+            traceback.print_stack(sys._current_frames()[threading.main_thread().ident])
         self.before_exit()
         os._exit(RankLost.code)
 

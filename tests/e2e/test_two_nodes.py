@@ -88,7 +88,9 @@ class Launcher:
         }  # fmt: skip
         command = [*node.prefix, sys.executable, "-m", "torch.distributed.run"]
         command += [str(word) for option in options.items() for word in option]
-        env = environment(OMP_NUM_THREADS="1", GLOO_SOCKET_IFNAME=node.interface, DS_ACCELERATOR="cpu")
+        env = environment(
+            OMP_NUM_THREADS="1", GLOO_SOCKET_IFNAME=node.interface, DS_ACCELERATOR="cpu", TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1"
+        )  # fmt: skip  (docs/survival.md)
         with log.open("wb") as file:
             self.process = subprocess.Popen([*command, str(ROOT / "tests/support/ranks.py"), str(jobs)],
                                             stdout=file, stderr=file, env=env, cwd=ROOT)  # fmt: skip
