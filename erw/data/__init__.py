@@ -5,7 +5,6 @@ from typing import Literal
 
 from erw.data.arrays import ArrayDataset
 from erw.data.memory import digits_dataset
-from erw.data.store import StoreDataset, is_store
 from erw.data.stream import Dataset
 from erw.settings import setting
 
@@ -24,6 +23,8 @@ def open_dataset(config: DataConfig) -> Dataset:
     """The dataset that ``config`` names. Raises `UserError` where it is missing or malformed."""
     if config.name == "digits":
         return digits_dataset()
+    from erw.data.store import StoreDataset, is_store  # here: it needs libraries that others do without
+
     return StoreDataset(config.path) if is_store(config.path) else ArrayDataset(config.path)
 
 

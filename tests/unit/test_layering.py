@@ -99,7 +99,8 @@ def test_help_and_settings_do_not_wait_for_deepspeed():
 
 
 def test_the_gpu_benchmark_needs_torch_and_timm_alone():
-    blocked = "('dacite', 'deepspeed', 'sklearn', 'scipy', 'matplotlib', 'diffusers', 'torchmetrics', 'pydantic', 'hjson')"
+    blocked = ("dacite", "deepspeed", "sklearn", "scipy", "matplotlib", "diffusers", "torchmetrics", "pydantic", "hjson",
+               "pyarrow", "xxhash")  # fmt: skip
     code = f"import sys; sys.modules.update(dict.fromkeys({blocked})); import erw.bench.step, erw.bench.ours"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
