@@ -44,7 +44,7 @@ def train_watched(config: TrainConfig, ranks: Ranks, watch: Watch) -> None:
     check_data(config, dataset, space)
     config, decisions = settle(config, ranks)
     run = Run(config, ranks, watch.hosts)
-    watch.before_exit = lambda: run.saver.wait(config.engine.timeout)
+    watch.before_exit = run.abandon
     for line in decisions:
         run.telemetry.say(line)
     if run.complete:

@@ -151,12 +151,16 @@ class Telemetry:
         if self.speaks:
             tqdm.write(text)
 
+    def end_bar(self) -> None:
+        """Leave the bar as it is; what is said next has a line of its own."""
+        if self.speaks and self._bar is not None:
+            self._bar.close()
+
     def close(self) -> None:
         """Write what is queued and end the bar."""
         if self.speaks:
             self.flush()
-            if self._bar is not None:
-                self._bar.close()
+            self.end_bar()
             self._write(None)
             with contextlib.suppress(OSError):  # said
                 self._file.close()
