@@ -41,7 +41,7 @@ def train_watched(config: TrainConfig, dataset: Dataset, ranks: Ranks, watch: Wa
     config, space = fit_to_data(config, dataset)
     config, decisions = settle(config, ranks)
     run = Run(config, ranks, watch.hosts)
-    watch.before_exit = lambda: run.saver.wait(config.engine.timeout)
+    watch.before_exit = run.abandon
     for line in decisions:
         run.telemetry.say(line)
     if run.complete:

@@ -24,6 +24,7 @@ from typing import Any
 import torch
 
 from erw.bench._kills import CASES, EVERY, MOMENTS, RANKS, Case, make_undisturbed
+from erw.bench._section import with_section
 from erw.environment import fingerprint
 from erw.errors import exits_cleanly
 from erw.files import json_bytes, whole
@@ -80,6 +81,31 @@ def _write(record: dict[str, Any], case: Case, out: Path, steps: int) -> None:
         file.write(json_bytes(record))
 
 
+def table(record: dict[str, Any]) -> str:
+    """Markdown: kills by method and moment, and what was found."""
+    kills, found = record["kills"], record["summary"]
+    moments = list(MOMENTS)
+    lines = [
+        "| method | stage, precision | kills | " + " | ".join(moments) + " | half a checkpoint | one rank only | differences |"
+    ]
+    lines.append("|" + "---|" * (len(moments) + 6))
+    for name, (_, stage, precision) in CASES.items():
+        mine = [kill for kill in kills if kill["case"] == name]
+        counts = [sum(kill["moment"] == moment for kill in mine) for moment in moments]
+        counts += [sum(kill["partial"] for kill in mine), sum(len(kill["killed"]) == 1 for kill in mine)]
+        counts.append(sum(len(kill["faults"]) for kill in mine))
+        lines.append(f"| {name} | {stage}, {precision} | {len(mine)} | " + " | ".join(map(str, counts)) + " |")
+    alone = [kill["seconds"] for kill in kills if len(kill["killed"]) == 1]
+    batches = found["images trained again, most"]
+    lines.append(
+        f"\n{found['kills']} kills of two ranks in phases {', '.join(found['phase'])}; {found['restarts compared']} restarts"
+        f" compared bit for bit, {found['faults']} differences, no checkpoint lost. At most {batches:,} images were trained"
+        f" again (a checkpoint every {record['settings']['save_every']} steps of 32). A rank left alone ended after"
+        f" {sorted(alone)[len(alone) // 2]:.1f} s (median), {max(alone):.1f} s at most."
+    )
+    return "\n".join(lines)
+
+
 @exits_cleanly
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -87,9 +113,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/survive"), help="folder of the runs")
     parser.add_argument("--out", type=Path, required=True, help="the record, gone on with where it exists")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--write", type=Path, help="a page whose section 'survive' is written anew from the record")
     options = parser.parse_args(arguments)
     record = survive(options.kills, options.work, options.out, options.seed)
     print(json.dumps(record["summary"], indent=1))
+    if options.write:
+        text = options.write.read_text(encoding="utf-8")
+        options.write.write_text(with_section(text, "survive", table(record), str(options.write)), encoding="utf-8")
     if record["summary"]["faults"]:
         sys.exit(1)
 

@@ -193,7 +193,9 @@ class Run:
         self.phase = phase
 
     def finish(self) -> None:
-        """Write the accounts and close the reports."""
+        """Wait for what is being written, write the accounts and close the reports."""
+        with self.accounts.apart("saving"):
+            self.saver.wait()
         if self.ranks.first:
             self.write_accounts()
         self.close()
@@ -205,6 +207,12 @@ class Run:
         self.close()
         total = self.config.train.images
         return Stopped(f"{why}: at image {self.images:,} of {total:,}; the same command with --resume auto goes on")
+
+    def abandon(self) -> None:
+        """Before an error ends the process: let a checkpoint be written that is on its way, and end the bar."""
+        self.saver.wait(self.config.engine.timeout)
+        self._say_saved()
+        self.telemetry.end_bar()
 
     def close(self) -> None:
         """Wait for what is being written and close the reports. Raises `RankError` where the last checkpoint is missing."""

@@ -146,11 +146,16 @@ class Telemetry:
         if self.speaks:
             tqdm.write(redacted(text))
 
+    def end_bar(self) -> None:
+        """Leave the bar as it is; what is said next has a line of its own."""
+        if self.speaks:
+            self._progress.close()
+
     def close(self) -> None:
         """Write what is queued and end the bar."""
         if self.speaks:
             self.flush()
-            self._progress.close()
+            self.end_bar()
             self._write(None)
             with contextlib.suppress(OSError):  # said
                 self._file.close()

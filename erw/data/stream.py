@@ -5,6 +5,7 @@ Position g of the stream is image ``permutation(seed, epoch)[g % N]`` of epoch `
 images seen, places the data on resume.
 """
 
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -97,6 +98,12 @@ def micro_batches(start: int, batch: int, micro: int, rank: int, ranks: int) -> 
         start += batch
 
 
+def _leave_signals_to_the_run(worker: int) -> None:
+    """A scheduler's signal to all processes asks the run to save and stop; its loaders are needed until it has."""
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def stream(dataset: Dataset, seed: int, start: int, batch: int, micro: int, rank: int, ranks: int, workers: int = 0,
            pin: bool = False, wanted: Wanted = Wanted()) -> Iterator[Batch]:  # fmt: skip
     """Micro-batches of ``rank``, each of ``micro`` images, from image ``start`` on; ``batch`` / (ranks * micro) a step."""
@@ -107,5 +114,6 @@ def stream(dataset: Dataset, seed: int, start: int, batch: int, micro: int, rank
         num_workers=workers,
         pin_memory=pin,
         persistent_workers=workers > 0,
+        worker_init_fn=_leave_signals_to_the_run if workers else None,
     )
     return iter(loader)

@@ -32,7 +32,8 @@ _ADVICE = "start it again with --resume auto"
 class Watch:
     """One run's watch, open while it trains. ``timeout``: `erw.engine.config.EngineConfig.timeout`.
 
-    ``before_exit`` is called before a process is ended from here, since its training thread cannot be reached any more.
+    ``before_exit`` is called before an error ends the process: from here, where its training thread cannot be reached any more,
+    or by that thread.
     """
 
     def __init__(self, ranks: Ranks, timeout: float):
@@ -71,9 +72,14 @@ class Watch:
         return self
 
     def __exit__(self, kind, error: BaseException | None, trace) -> None:
-        if self.ranks.count > 1:
-            self._leave(error)
-        self.signals.__exit__()
+        try:
+            if self.ranks.count > 1:
+                self._leave(error)
+        finally:
+            self.signals.__exit__()
+            if error is not None and not isinstance(error, Stopped):
+                with contextlib.suppress(Exception):  # there is an error to be told already
+                    self.before_exit()
 
     def stops(self, images: int, batch: int) -> str:
         """Why all ranks stop before the step that begins at ``images``; empty where it is to be taken."""
@@ -201,11 +207,12 @@ class Watch:
         # A training thread that can still end by itself says more, and leaves in order.
         if self._closing.wait(min(_SOON, self.timeout)):
             return
-        if why := self._why():
-            print(f"\nerw: error: {why}", file=sys.stderr, flush=True)
+        with contextlib.suppress(Exception):
+            self.before_exit()
         if self._orders.culprit == self.ranks.rank:  # it hangs: where
             traceback.print_stack(sys._current_frames()[threading.main_thread().ident])
-        self.before_exit()
+        if why := self._why():
+            print(f"erw: error: {why}", file=sys.stderr, flush=True)
         os._exit(RankLost.code)
 
     def _why(self) -> str:

@@ -5,7 +5,9 @@ import os
 import signal
 import subprocess
 import time
+from dataclasses import replace
 
+import psutil
 import pytest
 
 from erw.bench import _lives
@@ -63,9 +65,14 @@ def goes_on(live, config, whole) -> str:
 def test_a_signal_to_any_rank_saves_stops_and_asks_to_be_started_again(live, whole, tmp_path):
     config = job(tmp_path / "run", save_every=0)
     stops = [0]
-    for number, ranks in ((signal.SIGTERM, [0, 1]), (signal.SIGUSR1, [1])):
-        life = live(config, slowly)
+    # First to every process, loaders too, as a scheduler does; then to one rank alone.
+    for number, ranks, workers in ((signal.SIGTERM, [0, 1], 1), (signal.SIGUSR1, [1], 0)):
+        life = live(replace(config, data=replace(config.data, workers=workers)), slowly)
         _lives.started(life)
+        loaders = [child for p in life.processes for child in psutil.Process(p.pid).children()]
+        assert len(loaders) == 2 * workers
+        for loader in loaders:
+            loader.send_signal(number)
         life.signal(number, ranks)
         assert life.wait(60) == [75, 75], life.said() + life.said(1)
         stops.append(newest(tmp_path / "run"))
