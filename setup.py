@@ -14,8 +14,8 @@ setup(
     python_requires=">=3.11",
     # One import name: the three folders beside erw/ are installed inside it.
     package_dir={"erw.kernels": "kernels", "erw.bench": "bench", "erw.ds_configs": "ds_configs"},
-    packages=[*find_packages(include=["erw", "erw.*"]), "erw.kernels", "erw.bench", "erw.ds_configs"],
-    package_data={"erw.ds_configs": ["*.json"], "erw.report": ["page.html", "page.css"]},
+    packages=[*find_packages(include=["erw", "erw.*"]), "erw.kernels", "erw.bench", "erw.bench.convergence", "erw.ds_configs"],
+    package_data={"erw.ds_configs": ["*.json"], "erw.bench": ["studies/*.toml"], "erw.report": ["page.html", "page.css"]},
     py_modules=["train_ds"],
     install_requires=[
         "torch>=2.11",
@@ -28,6 +28,8 @@ setup(
         "scipy>=1.12",
         "scikit-learn>=1.5",
         "safetensors>=0.5",
+        "pyarrow>=17",
+        "xxhash>=3.4",
         "dacite>=1.9",
         "tqdm",
         "tensorboard",

@@ -55,8 +55,9 @@ class Life:
         return self.logs[rank].read_text(encoding="utf-8", errors="replace")
 
 
-def start(config: TrainConfig, ranks: int, logs: Path, prepare: Prepare | None = None) -> Life:
-    """Train ``config`` on ``ranks`` ranks; each calls ``prepare``, a function of a module, first. ``logs``: a folder."""
+def start(configs: list[TrainConfig], ranks: int, logs: Path, prepare: Prepare | None = None) -> Life:
+    """Train ``configs``, one after the other, on ``ranks`` ranks; each rank calls ``prepare``, a function of a module, first.
+    ``logs``: a folder."""
     logs.mkdir(parents=True, exist_ok=True)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["erw.bench._lives_preload"])
@@ -64,7 +65,7 @@ def start(config: TrainConfig, ranks: int, logs: Path, prepare: Prepare | None =
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     life = Life([], [logs / f"rank{rank}.log" for rank in range(ranks)])
-    settings = json.dumps(to_dict(config))
+    settings = json.dumps([to_dict(config) for config in configs])
     for rank, log in enumerate(life.logs):
         process = context.Process(target=_rank, args=(rank, ranks, port, settings, str(log), prepare))
         process.start()
@@ -87,14 +88,13 @@ def _rank(rank: int, ranks: int, port: int, settings: str, log: str, prepare: Pr
     torch.set_num_threads(1)
     if prepare is not None:
         prepare()
-    train_ds.train_and_leave(config_from_dict(json.loads(settings)))
+    train_ds.train_and_leave(*(config_from_dict(config) for config in json.loads(settings)))
 
 
-def started(folder: Path, life: Life, seconds: float = 120.0) -> None:
-    """Wait until the run in ``folder`` has reported a step. Raises `UserError` where it ends or takes longer."""
+def started(life: Life, seconds: float = 120.0) -> None:
+    """Wait until the job's first step is done, which shows its bar. Raises `UserError` where it ends or takes longer."""
     deadline = time.monotonic() + seconds
-    rows = folder / "metrics.jsonl"
-    while not (rows.exists() and rows.stat().st_size):
+    while "img/s" not in life.said():
         if not life.alive() or time.monotonic() > deadline:
             raise UserError(f"the job did not start: {life.said()[-2000:]}")
         time.sleep(0.01)

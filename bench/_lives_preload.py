@@ -4,7 +4,7 @@ import os
 
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
-import sklearn.datasets  # noqa: E402, F401
+import sklearn.datasets  # noqa: F401
 
-import train_ds  # noqa: E402, F401
-from erw.engine import shards  # noqa: E402, F401  (imports deepspeed)
+import train_ds  # noqa: F401
+from erw.engine import shards  # noqa: F401  (imports deepspeed)

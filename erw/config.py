@@ -111,8 +111,8 @@ class TrainConfig:
 
     @property
     def teacher_specs(self) -> tuple[TeacherSpec, ...]:
-        """The shapes of the teachers that the method uses."""
-        return teacher_specs(self.active_teacher)
+        """The shapes of the teachers that the method uses, on the model's token grid."""
+        return teacher_specs(self.active_teacher, self.model.grid)
 
 
 def config_from_dict(data: dict[str, Any]) -> TrainConfig:

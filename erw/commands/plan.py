@@ -23,8 +23,8 @@ _PRICE = 2.0
 def _parser() -> Parser:
     parser = Parser(
         "plan",
-        description="Memory, time, traffic and cost of a run before it starts. Nothing is trained and no GPU is needed:\n"
-        "a step of the real model is traced without data. Speeds are this project's own records of such a GPU where\n"
+        description="Memory, time, traffic and cost of a run before it starts. Nothing is trained, no GPU is needed: a step\n"
+        "of the real model is traced on tensors without data. Speeds are this project's own records of such a GPU where\n"
         "there are any, else data sheets and stated assumptions. Scaling beyond one machine is modelled, not measured.",
         epilog="Every option of training (--section.field VALUE) works too.\n"
         "example:\n  erw plan in256-repa-xl2 --gpus 8 --gpu h200 --zero 2 --table --plot plan.png",

@@ -89,7 +89,7 @@ class Judge:
             return _lost(silent, f"gave no sign of life for {limit:g} s")
         if failed and now - self._failed_at > self.soon * 1.5:
             return {"end": f"{failed.name} ended after image {failed.images:,}: {failed.failed}", "culprit": failed.rank}
-        if any(beat.armed and beat.idle > self.timeout for beat in beats):
+        if not failed and any(beat.armed and beat.idle > self.timeout for beat in beats):
             last = min(beat.marks for beat in beats)
             behind = [beat for beat in beats if beat.marks == last]
             if all(beat.armed for beat in behind):  # else they wait for one that may take its time

@@ -6,6 +6,7 @@ life with one request a turn and writes orders; each other rank writes one key a
 """
 
 import contextlib
+import faulthandler
 import json
 import os
 import secrets
@@ -46,7 +47,7 @@ class Watch:
         self._store_lost: float | None = None
         self._closing, self._ended = threading.Event(), threading.Event()
         self._judge = Judge(timeout, min(_SOON, timeout))
-        self.hosts = [self._beat.host]
+        self.hosts = [self._beat.host] * ranks.count  # on the first rank, as soon as it has heard of the others, theirs
 
     # ---- of the training thread
 
@@ -66,6 +67,7 @@ class Watch:
                 self.hosts = [beat.host for beat in self._beats()]
             self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
             self._thread.start()
+            self.ranks.be_patient()
         return self
 
     def __exit__(self, kind, error: BaseException | None, trace) -> None:
@@ -200,7 +202,9 @@ class Watch:
         if self._closing.wait(min(_SOON, self.timeout)):
             return
         if why := self._why():
-            print(f"erw: error: {why}", file=sys.stderr, flush=True)
+            print(f"\nerw: error: {why}", file=sys.stderr, flush=True)
+        if self._beat.armed and time.monotonic() - self._since > self.timeout:
+            faulthandler.dump_traceback()  # where this rank hangs, or waits for the one that does
         self.before_exit()
         os._exit(RankLost.code)
 

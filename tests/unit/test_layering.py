@@ -17,9 +17,10 @@ FLOORS = [
     {"erw.models", "erw.objectives", "erw.latents", "erw.align", "erw.flops", "erw.data", "erw.teachers"},
     {"erw.optim", "erw.samplers", "erw.evaluate", "erw.engine", "erw.step", "erw.config", "erw.checkpoint",
      "erw.public", "erw.convert", "erw.init_from",
-     "erw.telemetry", "erw.progress", "erw.gauges", "erw.boards", "erw.build", "erw.settle", "erw.sample", "erw.repeatable"},
+     "erw.telemetry", "erw.progress", "erw.gauges", "erw.boards", "erw.build", "erw.settle", "erw.sample",
+     "erw.prepare", "erw.repeatable"},
     {"erw.run", "erw.guard", "erw.evaluate.running", "erw.plan", "erw.presets", "erw.options", "erw.profile", "erw.probe",
-     "erw.report", "erw.card", "erw.exported", "erw.doctor"},
+     "erw.report", "erw.card", "erw.exported", "erw.tune", "erw.doctor"},
     {"train_ds", "erw.cli", "erw.commands", "erw.bench"},
 ]  # fmt: skip
 

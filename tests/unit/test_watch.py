@@ -51,6 +51,12 @@ def test_a_failure_that_nobody_else_explains_is_the_ranks_own():
     assert orders.end == "rank 1 (n1) ended after image 320: OutOfMemoryError: CUDA out of memory"
 
 
+def test_those_that_wait_for_a_rank_that_failed_do_not_hang():
+    waits = {"idle": TIMEOUT + 1}
+    orders = run(Judge(TIMEOUT, SOON), 10, waits, {"failed": "IndexError: list index out of range", **waits})
+    assert orders.end == "rank 1 (n1) ended after image 320: IndexError: list index out of range"
+
+
 def test_a_rank_that_ended_by_itself_is_quoted_at_once():
     orders = run(Judge(TIMEOUT, SOON), 0, {}, {"ended": "--data.path is gone"})
     assert orders.end == "rank 1 (n1) ended after image 320: --data.path is gone"
