@@ -2,16 +2,19 @@
 
 ``python -m erw.bench._plan_live JOBS OUT``: JOBS is a JSON list of settings. OUT.RANK gets, for each, the bytes of the live
 optimizer, the most bytes that a step allocates (CPU: by torch's profiler of the allocator; CUDA: max_memory_allocated), the
-bytes that a forward leaves, and seconds a step.
+bytes that a forward leaves, the dtypes in which gradients were summed, and seconds a step.
 """
 
 import gc
 import json
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
@@ -96,9 +99,9 @@ def measure(config: TrainConfig, ranks: Ranks, steps: int = 3) -> dict:
         engine.backward(engine(*given)["loss"])
         engine.step(1e-4)
     del losses
-    with _Allocations(ranks.device) as whole:
+    with _Allocations(ranks.device) as whole, _dtypes_summed() as summed:
         step()
-    found["peak"] = whole.peak
+    found["peak"], found["summed"] = whole.peak, sorted(summed)
     ranks.barrier()
     begun = time.perf_counter()
     for _ in range(steps):
@@ -109,6 +112,23 @@ def measure(config: TrainConfig, ranks: Ranks, steps: int = 3) -> dict:
     found["seconds"] = (time.perf_counter() - begun) / steps
     engine.release()
     return found
+
+
+@contextmanager
+def _dtypes_summed() -> Iterator[set[str]]:
+    """The dtypes of large all-reduces within: those of gradients."""
+    own, seen = dist.all_reduce, set()
+
+    def noting(tensor, *args, **kwargs):
+        if tensor.numel() > 1000:
+            seen.add(str(tensor.dtype))
+        return own(tensor, *args, **kwargs)
+
+    dist.all_reduce = noting
+    try:
+        yield seen
+    finally:
+        dist.all_reduce = own
 
 
 def _bytes(tensor: torch.Tensor) -> int:

@@ -90,8 +90,8 @@ def compare(forecaster: Forecaster, config: TrainConfig, ranks: int, found: list
     }  # fmt: skip
     if main.sharding.stage == 3 and ranks > 1:
         del measured["saved"]  # gathered weights are among what a forward leaves there
-    if ranks > 1 and rates.name == "cpu":
-        del measured["seconds"]  # ranks share the cores, which the plan does not know
+    if not rates.gpu:
+        del measured["seconds"]  # of seconds a step, of models this small: overhead, and the other work of the machine
     engine = config.engine
     shape = f"depth {config.model.depth}, width {config.model.width}, batch {config.train.batch}"
     setting = {"model": shape, "ranks": ranks, "ds_config": engine.ds_config, "precision": engine.precision,

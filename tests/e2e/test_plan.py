@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from erw.bench._plan_live import measure as measure_here
 from erw.bench.plan import COMBINATIONS, compare, configs, live, measure
 from erw.devices import DEVICES, device_called
 from erw.plan.forecast import Forecaster
@@ -18,17 +19,26 @@ def base():
     config = preset("in256-repa-s2")
     model = replace(config.model, depth=2, width=128, num_heads=4, num_classes=10)
     return replace(config, model=model, method=replace(config.method, depth=1, projector_width=64),
-                   train=replace(config.train, batch=8))  # fmt: skip
+                   train=replace(config.train, batch=4))  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def rows():
-    found, rates = [], rates_of("cpu", tflops=1.0, gb_per_s=10.0)
-    for ranks in (1, 2):
-        jobs = configs(base(), ranks)
-        for job, each in zip(jobs, zip(*live(jobs, ranks), strict=True), strict=True):
-            found.append(compare(Forecaster(job, rates), job, ranks, list(each)))
-    return found
+def found(one_rank):
+    """{ranks: [(settings, [what each rank found])]}: one rank in this process, two in a launch of their own."""
+    alone = [(job, [measure_here(job, one_rank, 1)]) for job in configs(base(), 1)]
+    jobs = configs(base(), 2)
+    summing = [replace(base(), engine=replace(jobs[1].engine, ds_config=s, reduce_dtype="fp32")) for s in ("zero1", "zero2")]
+    both = zip([*jobs, *summing], zip(*live([*jobs, *summing], 2), strict=True), strict=True)
+    return {1: alone, 2: [(job, list(each)) for job, each in both]}
+
+
+@pytest.fixture(scope="module")
+def rows(found):
+    rates = rates_of("cpu", tflops=1.0, gb_per_s=10.0)
+    return [
+        compare(Forecaster(job, rates), job, ranks, each)
+        for ranks, jobs in found.items() for job, each in jobs if job.engine.reduce_dtype == "auto"
+    ]  # fmt: skip
 
 
 def test_every_combination_ran(rows):
@@ -50,6 +60,15 @@ def test_activations_are_those_of_the_allocator(rows):
 def test_the_peak_of_a_step(rows):
     for row in rows:
         assert row["forecast"]["peak"] == pytest.approx(row["measured"]["peak"], rel=0.10), row
+
+
+def test_gradients_are_summed_in_the_dtype_that_is_asked_for(found):
+    """fp32 sums of bf16 gradients at stages 1 and 2; left to auto, they are summed as they are."""
+    summed = {
+        (job.engine.ds_config, job.engine.precision, job.engine.reduce_dtype): each[0]["summed"] for job, each in found[2]
+    }
+    assert summed["zero1", "bf16", "fp32"] == summed["zero2", "bf16", "fp32"] == ["torch.float32"]
+    assert summed["zero1", "bf16", "auto"] == summed["zero2", "bf16", "auto"] == ["torch.bfloat16"]
 
 
 @pytest.mark.gpu

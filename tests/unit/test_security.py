@@ -4,6 +4,7 @@ import ast
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -121,3 +122,10 @@ def test_a_pickle_from_outside_is_refused(tmp_path):
     with pytest.raises(UserError):
         read_public(tmp_path / "x.pt", "sit")
     assert not (tmp_path / "ran").exists()
+
+
+def test_a_store_whose_files_would_lie_elsewhere_is_refused():
+    from erw.data.store.manifest import _fault
+
+    manifest = SimpleNamespace(columns=[SimpleNamespace(name="latents")], groups=["../up"])
+    assert _fault(manifest) == "'../up' is no name of files of this folder"

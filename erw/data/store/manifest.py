@@ -7,6 +7,7 @@ from typing import Any
 
 from erw.data.store.columns import Column
 from erw.errors import UserError
+from erw.files import plain_name
 from erw.settings import from_dict
 from erw.types import CachedTeacher, TeacherSpec
 
@@ -128,6 +129,8 @@ def _fault(manifest: Manifest) -> str:
     names = [column.name for column in manifest.columns]
     if len(set(names)) < len(names):
         return "two columns of one name"
+    if odd := [group for group in manifest.groups if not plain_name(group)]:
+        return f"{odd[0]!r} is no name of files of this folder"
     if manifest.rows < 1 or manifest.rows != sum(shard.rows for shard in manifest.shards):
         return f"{manifest.rows} rows, its shards have {sum(shard.rows for shard in manifest.shards)}"
     for shard in manifest.shards:
