@@ -8,16 +8,15 @@ python train_ds.py in256-repa-b2 --dry-run
 import sys
 
 import erw  # noqa: F401  (first: it drops this folder from sys.path, where kernels/ would hide another package)
-from erw.build import build_step, check_data
+from erw.build import build_step, fit_to_data, open_data
 from erw.config import TrainConfig
-from erw.data import open_dataset
-from erw.data.stream import stream
+from erw.data.stream import Dataset, stream
 from erw.engine.config import micro_batch
 from erw.engine.engine import Engine
-from erw.engine.ranks import start_ranks, stop_ranks
-from erw.errors import exits_cleanly
+from erw.engine.ranks import Ranks, start_ranks, stop_ranks
+from erw.engine.watch import Watch
+from erw.errors import Stopped, exits_cleanly
 from erw.evaluate.running import RunningEvaluation
-from erw.latents import latent_space
 from erw.options import parse
 from erw.plan import Costs, plan_text
 from erw.profile.recorder import Profile
@@ -30,20 +29,26 @@ from erw.teachers.features import FeatureSource
 @repeatable
 def train(config: TrainConfig) -> None:
     """One run, from its first image or from a checkpoint to its last, on every rank."""
-    config.check()
-    ranks = start_ranks()
+    config, dataset = open_data(config)
+    ranks = start_ranks(config.engine.timeout)
+    with Watch(ranks, config.engine.timeout) as watch:
+        train_watched(config, dataset, ranks, watch)
+
+
+def train_watched(config: TrainConfig, dataset: Dataset, ranks: Ranks, watch: Watch) -> None:
+    """`train`, while ``watch`` looks after the ranks. Raises `Stopped` where a signal asks for it."""
     micro = micro_batch(config.train.batch, config.engine.accumulation, ranks.count)
-    dataset, space = open_dataset(config.data), latent_space(config.latents)
-    check_data(config, dataset, space)
+    config, space = fit_to_data(config, dataset)
     config, decisions = settle(config, ranks)
-    run = Run(config, ranks)
+    run = Run(config, ranks, watch.hosts)
+    watch.before_exit = lambda: run.saver.wait(config.engine.timeout)
     for line in decisions:
         run.telemetry.say(line)
     if run.complete:
         run.finish()
         return
 
-    features = FeatureSource(config.active_teacher, dataset, ranks.device, config.method.group, micro)
+    features = FeatureSource(config.active_teacher, dataset, ranks.device, config.method.group, micro, config.model.grid)
     with run.accounts.apart("teacher"):
         features.prepare()
     costs = Costs(config, features)
@@ -58,12 +63,19 @@ def train(config: TrainConfig) -> None:
         workers=config.data.workers, pin=ranks.device.type == "cuda", wanted=features.wanted, ahead=config.data.ahead,
     )  # fmt: skip
 
-    part = profile.part  # a range around each part of a step, where the step is profiled
+    def part(name: str):
+        """Around each part of a step: says where this rank is, times it, and profiles it where the step is profiled."""
+        watch.mark(name)
+        return run.guard.pace.part(name, run.gauges.part(name, profile.part(name)))
+
     run.accounts.restart_clock()
     while not run.complete:
+        if why := watch.stops(run.images, batch_size):
+            raise run.stop(engine, why)
         upcoming = method.phase(run.images)
         profile.step(upcoming)
         if upcoming.name != phase.name:
+            watch.away("hand-over", cold=True)
             engine = hand_over(config, run, engine, upcoming)
         phase = engine.step_module.phase = upcoming
 
@@ -87,6 +99,7 @@ def train(config: TrainConfig) -> None:
 
         with part("report"):
             run.advance(phase, batch_size, batch_size * costs.per_image(phase), losses, engine)
+        watch.away("evaluation and saving")
         if phase.denoise and (run.complete or run.due(config.eval.every)):
             evaluation.evaluate(run, engine)
         if run.complete or run.due(config.train.save_every):
@@ -106,7 +119,7 @@ def build_engine(config: TrainConfig, phase, ranks, carried, initial=None) -> En
 
 def hand_over(config: TrainConfig, run: Run, engine: Engine, upcoming) -> Engine:
     """End a phase: checkpoint it, release its engine, start the next from its fp32 weights with fresh optimizer and EMA."""
-    run.save(engine)
+    run.save(engine, wait=True)
     weights = engine.read("weights")
     engine.release()
     run.begin_phase(upcoming, weights)
@@ -114,15 +127,28 @@ def hand_over(config: TrainConfig, run: Run, engine: Engine, upcoming) -> Engine
 
 
 @exits_cleanly
+def train_and_leave(*configs: TrainConfig) -> None:
+    """`train` each, as a process of its own: leaves the ranks in order, and ends with an exit code where it cannot go on."""
+    try:
+        for config in configs:
+            train(config)
+    except Stopped:
+        stop_ranks()
+        raise
+    stop_ranks()
+
+
+@exits_cleanly
 def main(arguments: list[str] | None = None) -> None:
     """Parse the command line, then print the plan or train."""
     config, dry_run = parse(sys.argv[1:] if arguments is None else arguments)
     if dry_run:
+        if config.data.fit:
+            config, _ = open_data(config)
         config.check()
         print(plan_text(config))
         return
-    train(config)
-    stop_ranks()
+    train_and_leave(config)
 
 
 if __name__ == "__main__":

@@ -88,12 +88,12 @@ def _key(name: str, fingerprint: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
 
 
-def _digest(weights: Weights) -> str:
-    """SHA-256 over names, shapes, dtypes and bytes."""
+def digest(weights: Weights) -> str:
+    """SHA-256 over names, shapes, dtypes and bytes, in the names' order."""
     total = hashlib.sha256()
     for name, tensor in sorted(weights.items()):
         total.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        total.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+        total.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy().data)
     return total.hexdigest()
 
 
@@ -111,7 +111,7 @@ def _read(path: Path, key: str) -> tuple[Weights, Facts]:
         raise _Damaged(f"not a whole safetensors file ({error})") from None
     if metadata.get("key") != key:
         raise _Damaged("not written by this cache")
-    if metadata.get("digest") != _digest(weights):
+    if metadata.get("digest") != digest(weights):
         raise _Damaged("its checksum is wrong")
     return weights, json.loads(metadata["facts"])
 
@@ -131,7 +131,7 @@ def _read_or_build(name: str, path: Path, key: str, build: Callable[[], tuple[We
 def _write(path: Path, key: str, weights: Weights, facts: Facts) -> None:
     """Whole or not at all: readers do not take the lock."""
     weights = {name: tensor.contiguous() for name, tensor in weights.items()}
-    metadata = {"key": key, "digest": _digest(weights), "facts": json.dumps(facts)}
+    metadata = {"key": key, "digest": digest(weights), "facts": json.dumps(facts)}
     try:
         with whole(path) as file:
             file.write(save(weights, metadata))

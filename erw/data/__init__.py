@@ -14,15 +14,14 @@ from erw.settings import setting
 class DataConfig:
     """Settings of the data."""
 
-    name: Literal["digits", "arrays", "store"] = setting(
-        "digits", "digits: embedded; arrays: a folder of memory-mapped arrays; store: what erw prepare made"
-    )
-    path: str = setting("", "folder of an arrays dataset; of a store folder or URL (s3://bucket/name)")
+    name: Literal["digits", "arrays"] = setting("digits", "digits: embedded; arrays: prepared, at the path")
+    path: str = setting("", "prepared dataset, a folder or URL (s3://bucket/name); or a folder of memory-mapped arrays")
+    fit: bool = setting(False, "take classes, latents, autoencoder and teachers from the dataset (folder presets)")
     workers: int = setting(0, "loader processes a rank; 0 loads in the training process")
     ahead: int = setting(2, "micro-batches that each loader process reads ahead")
-    window: int = setting(16, "store: shards that are shuffled together")
-    cache: str = setting("", "store at a URL: folder for its shards on this machine (default ~/.cache/erw/shards)")
-    cache_gb: float = setting(0.0, "most that this folder holds; 0: what the disk does")
+    window: int = setting(16, "shards of a prepared dataset that are shuffled together")
+    cache: str = setting("", "of a dataset at a URL: folder for its shards on this machine (default ~/.cache/erw/shards)")
+    cache_gb: float = setting(0.0, "most that this folder holds; 0: what fits on the disk")
 
     def __post_init__(self):
         for name, least in (("workers", 0), ("ahead", 1), ("window", 1), ("cache_gb", 0)):
@@ -32,11 +31,13 @@ class DataConfig:
 
 def open_dataset(config: DataConfig) -> Dataset:
     """The dataset that ``config`` names. Raises `UserError` where it is missing or malformed."""
-    if config.name == "store":
-        from erw.data.store.dataset import StoreDataset  # pyarrow takes a while to import, and others do without
+    if config.name == "digits":
+        return digits_dataset()
+    from erw.data.store import StoreDataset, is_store  # here: it needs libraries that others do without
 
+    if is_store(config.path):
         return StoreDataset(config.path, config.window, config.cache, int(config.cache_gb * 1e9))
-    return digits_dataset() if config.name == "digits" else ArrayDataset(config.path)
+    return ArrayDataset(config.path)
 
 
 __all__ = ["DataConfig", "Dataset", "open_dataset"]

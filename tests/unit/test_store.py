@@ -42,7 +42,7 @@ def test_rows_come_back_as_they_were(whole):
 
 
 def test_it_says_what_it_holds(whole):
-    dataset = open_dataset(DataConfig(name="store", path=str(whole), window=3))
+    dataset = open_dataset(DataConfig(name="arrays", path=str(whole), window=3))
     assert (len(dataset), dataset.num_classes, dataset.channels, dataset.size) == (200, 10, 8, SIDE)
     assert dataset.has_images and dataset.cached["t"].flops == 7 and dataset.cached["t"].spec.width == 96
     assert dataset.blocks.shard_rows == (20,) * 10 and dataset.blocks.window == 3

@@ -9,7 +9,17 @@ fetches and reads the groups that it needs. Every wide value has a digest beside
 
 from erw.data.store.columns import Column, rows_per_shard
 from erw.data.store.dataset import StoreDataset
-from erw.data.store.manifest import Manifest, TeacherEntry, read_manifest
+from erw.data.store.manifest import Manifest, TeacherEntry, is_store, read_manifest
 from erw.data.store.writer import seal, write_shard
 
-__all__ = ["Column", "Manifest", "StoreDataset", "TeacherEntry", "read_manifest", "rows_per_shard", "seal", "write_shard"]
+__all__ = [
+    "Column",
+    "Manifest",
+    "StoreDataset",
+    "TeacherEntry",
+    "is_store",
+    "read_manifest",
+    "rows_per_shard",
+    "seal",
+    "write_shard",
+]

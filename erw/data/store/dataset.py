@@ -14,7 +14,8 @@ from erw.data.store.manifest import Manifest, TeacherEntry
 from erw.data.store.places import Place, open_place
 from erw.data.store.reader import ShardFile, tensor_of
 from erw.errors import UserError
-from erw.types import CachedTeacher
+from erw.settings import from_dict
+from erw.types import CachedTeacher, StoredLatents
 
 _OPEN_FILES = 512  # kept open; each holds its labels and digests, 24 bytes a row, and a descriptor
 
@@ -35,7 +36,9 @@ class StoreDataset:
         if len(latents.shape) != 3 or latents.shape[1] != latents.shape[2]:
             raise UserError(f"{path}: latents of shape {latents.shape} are not (channels, side, side)")
         self.channels, self.size = latents.shape[0], latents.shape[1]
-        self.has_images = self.manifest.column("images") is not None
+        self.stored = self._described()
+        self._pixels = "images" if self.manifest.column("images") else "latents"
+        self.has_images = self._pixels == "images" or latents.dtype == "uint8"
         self.teachers: dict[str, TeacherEntry] = {entry.name: entry for entry in self.manifest.teachers}
         self.cached: dict[str, CachedTeacher] = {name: entry.cached for name, entry in self.teachers.items()}
         self._starts = np.cumsum([0, *(shard.rows for shard in self.manifest.shards)])
@@ -50,6 +53,13 @@ class StoreDataset:
             raise UserError(f"{self.place} has no column {name}; it has {', '.join(c.name for c in self.manifest.columns)}")
         return column
 
+    def _described(self) -> StoredLatents | None:
+        """What the manifest's facts say that the latents are."""
+        try:
+            return from_dict(StoredLatents, self.manifest.facts["latents"]) if "latents" in self.manifest.facts else None
+        except UserError as error:
+            raise UserError(f"{self.place}: the manifest's facts about latents: {error}") from None
+
     def __len__(self) -> int:
         return self.manifest.rows
 
@@ -57,8 +67,10 @@ class StoreDataset:
         return self.__dict__ | {"_files": OrderedDict()}
 
     def fetch(self, rows: np.ndarray) -> dict[str, Tensor]:
-        """See `erw.data.stream.Dataset`: latents fp32, labels int64."""
-        return {"latents": self.read("latents", rows).float(), "labels": self.read("labels", rows).long()}
+        """See `erw.data.stream.Dataset`: latents fp32, or uint8 where they are pixels; labels int64."""
+        latents = self.read("latents", rows)
+        latents = latents if latents.dtype == torch.uint8 else latents.float()
+        return {"latents": latents, "labels": self.read("labels", rows).long()}
 
     def features(self, name: str, rows: np.ndarray) -> Tensor:
         """(W, N, D) tokens of one teacher in their stored dtype."""
@@ -70,7 +82,7 @@ class StoreDataset:
 
     def images(self, rows: np.ndarray) -> Tensor:
         """(W, 3, H, W) uint8."""
-        return self.read("images", rows)
+        return self.read(self._pixels, rows)
 
     def read(self, name: str, rows: np.ndarray) -> Tensor:
         """(W, *shape) of any column of numbers, in its own dtype."""

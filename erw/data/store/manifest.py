@@ -122,6 +122,16 @@ def read_manifest(folder: Path) -> Manifest | None:
         raise UserError(f"{file} cannot be read ({error}): {_MEND}") from None
 
 
+def is_store(path: str) -> bool:
+    """Whether a prepared dataset is at ``path``, whole or not: a URL, or a folder that looks like one."""
+    if "://" in path:
+        return True
+    try:
+        return json.loads((Path(path) / MANIFEST).read_text(encoding="utf-8")).get("format") == FORMAT
+    except (OSError, ValueError, AttributeError):
+        return any(Path(path).glob("latents-*.arrow"))
+
+
 def _fault(manifest: Manifest) -> str:
     names = [column.name for column in manifest.columns]
     if len(set(names)) < len(names):
