@@ -10,9 +10,9 @@ from erw.prepare.recipe import DTYPES
 def _parser() -> Parser:
     parser = Parser(
         "import-data",
-        description="Make a dataset of latents that REPA's scripts (images/, vae-sd/) or LightningDiT's (*.safetensors) "
-        " encoded,\nwithout encoding them again. Files are paired by name, and one without a partner is an error. Stopped, the same\n"
-        "command goes on.",
+        description="Make a dataset of latents that REPA's scripts (images/, vae-sd/) or LightningDiT's (*.safetensors)\n"
+        "encoded, without encoding them again. Files are paired by name, and one without a partner is an error.\n"
+        "Stopped, the same command goes on.",
         epilog="examples:\n  erw import-data imagenet256-repa --out data/imagenet256\n"
         "  erw import-data vavae-latents --out data/vavae --vae checkpoints/vavae",
     )

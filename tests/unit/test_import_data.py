@@ -189,7 +189,7 @@ def test_what_does_not_fit_in_lightningdits_folder_is_named(lightning, tmp_path,
 def test_a_latent_that_is_not_finite_is_named(lightning, tmp_path):
     latents = torch.zeros(4, 6, 4, 4)
     latents[2, 0, 0, 0] = torch.nan
-    save_file({"latents": latents, "latents_flip": latents, "labels": torch.zeros(4).long()}, part(lightning, 2))
+    save_file({"latents": latents, "latents_flip": latents.clone(), "labels": torch.zeros(4).long()}, part(lightning, 2))
     assert f"{part(lightning, 2)} holds NaN or infinity in row 2" in refused(lightning, tmp_path / "data", vae="v")
 
 
