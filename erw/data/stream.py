@@ -139,10 +139,20 @@ def stream(dataset: Dataset, seed: int, start: int, batch: int, micro: int, rank
         persistent_workers=workers > 0,
         prefetch_factor=ahead if workers else None,
     )
-    return map(_or_raise, iter(loader))
+    return _Batches(loader)
 
 
-def _or_raise(batch: Batch | UserError) -> Batch:
-    if isinstance(batch, UserError):
-        raise batch
-    return batch
+class _Batches(Iterator[Batch]):
+    """What a loader yields. An error that it yields is raised, after its processes were told to end."""
+
+    def __init__(self, loader: DataLoader):
+        self._iterator: Iterator[Batch | UserError] | None = iter(loader)
+
+    def __next__(self) -> Batch:
+        if self._iterator is None:
+            raise StopIteration
+        found = next(self._iterator)
+        if isinstance(found, UserError):
+            self._iterator = None
+            raise found
+        return found
