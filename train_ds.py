@@ -60,7 +60,7 @@ def train_watched(config: TrainConfig, dataset: Dataset, ranks: Ranks, watch: Wa
     run.restore(engine)
     batches = stream(
         dataset, seed, run.images, batch_size, micro, ranks.rank, ranks.count,
-        workers=config.data.workers, pin=ranks.device.type == "cuda", wanted=features.wanted,
+        workers=config.data.workers, pin=ranks.device.type == "cuda", wanted=features.wanted, ahead=config.data.ahead,
     )  # fmt: skip
 
     def part(name: str):

@@ -6,6 +6,7 @@ from typing import Literal
 from erw.data.arrays import ArrayDataset
 from erw.data.memory import digits_dataset
 from erw.data.stream import Dataset
+from erw.errors import UserError
 from erw.settings import setting
 
 
@@ -13,10 +14,19 @@ from erw.settings import setting
 class DataConfig:
     """Settings of the data."""
 
-    name: Literal["digits", "arrays"] = setting("digits", "digits: embedded; arrays: a folder of memory-mapped arrays")
-    path: str = setting("", "folder of an arrays dataset")
+    name: Literal["digits", "arrays"] = setting("digits", "digits: embedded; arrays: prepared, at the path")
+    path: str = setting("", "prepared dataset, a folder or URL (s3://bucket/name); or a folder of memory-mapped arrays")
     fit: bool = setting(False, "take classes, latents, autoencoder and teachers from the dataset (folder presets)")
     workers: int = setting(0, "loader processes a rank; 0 loads in the training process")
+    ahead: int = setting(2, "micro-batches that each loader process reads ahead")
+    window: int = setting(16, "shards of a prepared dataset that are shuffled together")
+    cache: str = setting("", "of a dataset at a URL: folder for its shards on this machine (default ~/.cache/erw/shards)")
+    cache_gb: float = setting(0.0, "most that this folder holds; 0: what fits on the disk")
+
+    def __post_init__(self):
+        for name, least in (("workers", 0), ("ahead", 1), ("window", 1), ("cache_gb", 0)):
+            if getattr(self, name) < least:
+                raise UserError(f"--data.{name} is {getattr(self, name)}: {least} or more")
 
 
 def open_dataset(config: DataConfig) -> Dataset:
@@ -25,7 +35,9 @@ def open_dataset(config: DataConfig) -> Dataset:
         return digits_dataset()
     from erw.data.store import StoreDataset, is_store  # here: it needs libraries that others do without
 
-    return StoreDataset(config.path) if is_store(config.path) else ArrayDataset(config.path)
+    if is_store(config.path):
+        return StoreDataset(config.path, config.window, config.cache, int(config.cache_gb * 1e9))
+    return ArrayDataset(config.path)
 
 
 __all__ = ["DataConfig", "Dataset", "open_dataset"]

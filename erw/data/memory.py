@@ -14,6 +14,7 @@ class MemoryDataset:
     """Images (N, C, S, S) fp32 in [-1, 1], their own latents; labels (N,) int64; features once someone adds them."""
 
     has_images = True
+    blocks = None
     stored = None
 
     def __init__(self, images: Tensor, labels: Tensor, num_classes: int):

@@ -40,10 +40,16 @@ class TeacherEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class FileEntry:
-    """Size and SHA-256 of a file."""
+    """What a file must be.
+
+    wide    first byte of the rows of each wide column; each row has a digest in the file
+    rest    digests (XXH3-64) of the parts between those, in order
+    """
 
     bytes: int
     sha256: str
+    wide: dict[str, int]
+    rest: list[str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,12 +123,14 @@ def read_manifest(folder: Path) -> Manifest | None:
         raise UserError(f"{file} cannot be read ({error}): {_MEND}") from None
 
 
-def is_store(folder: str) -> bool:
-    """Whether ``folder`` is a prepared dataset, whole or not, as far as its manifest tells."""
+def is_store(path: str) -> bool:
+    """Whether a prepared dataset is at ``path``, whole or not: a URL, or a folder that looks like one."""
+    if "://" in path:
+        return True
     try:
-        return json.loads((Path(folder) / MANIFEST).read_text(encoding="utf-8")).get("format") == FORMAT
+        return json.loads((Path(path) / MANIFEST).read_text(encoding="utf-8")).get("format") == FORMAT
     except (OSError, ValueError, AttributeError):
-        return False
+        return any(Path(path).glob("latents-*.arrow"))
 
 
 def _fault(manifest: Manifest) -> str:
