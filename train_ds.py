@@ -52,7 +52,7 @@ def train(config: TrainConfig) -> None:
     run.restore(engine)
     batches = stream(
         dataset, seed, run.images, batch_size, micro, ranks.rank, ranks.count,
-        workers=config.data.workers, pin=ranks.device.type == "cuda", wanted=features.wanted,
+        workers=config.data.workers, pin=ranks.device.type == "cuda", wanted=features.wanted, ahead=config.data.ahead,
     )  # fmt: skip
 
     part = profile.part  # a range around each part of a step, where the step is profiled

@@ -26,6 +26,8 @@ from erw.types import CachedTeacher, StoredLatents, TeacherSpec
 class ArrayDataset:
     """The dataset in ``path``; rows are read on demand, nothing is loaded whole."""
 
+    blocks = None
+
     def __init__(self, path: str):
         self.path = Path(path)
         if not path or not self.path.is_dir():

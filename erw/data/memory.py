@@ -15,6 +15,7 @@ class MemoryDataset:
 
     has_images = True
     stored = None
+    blocks = None
 
     def __init__(self, images: Tensor, labels: Tensor, num_classes: int):
         self.pixels, self.labels, self.num_classes = images, labels, num_classes

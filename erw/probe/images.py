@@ -11,7 +11,7 @@ from erw.build import fit_to_data
 from erw.config import TrainConfig
 from erw.data import ArrayDataset, Dataset, digits, open_dataset
 from erw.data.memory import MemoryDataset
-from erw.data.stream import permutation
+from erw.data.order import permutation
 from erw.errors import UserError
 from erw.latents import latent_space
 from erw.teachers import TeacherConfig, teacher_specs

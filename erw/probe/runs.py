@@ -11,6 +11,9 @@ from erw.probe.images import with_data
 from erw.probe.network import checkpoints_of, config_of
 from erw.settings import to_dict
 
+# Settings of the data that say how it is read, not which.
+_HOW = {"workers": 0, "ahead": 0, "cache": "", "cache_gb": 0.0}
+
 
 @dataclass(frozen=True)
 class Run:
@@ -32,7 +35,7 @@ def open_runs(paths: list[Path], data: Path | None = None) -> list[Run]:
     first = runs[0]
     for run in runs[1:]:
         for section in ("data", "latents"):
-            mine, theirs = (to_dict(getattr(r.config, section)) | {"workers": 0} for r in (run, first))
+            mine, theirs = (to_dict(getattr(r.config, section)) | _HOW for r in (run, first))
             if mine != theirs:
                 raise UserError(f"{run.name} and {first.name} were trained with other --{section}.*: probe them apart")
     return runs

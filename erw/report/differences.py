@@ -9,7 +9,7 @@ GROUPS = ("settings", "data", "seeds", "bookkeeping")
 # Settings that decide no number of a run.
 _BOOKKEEPING = {
     "train.out", "train.resume", "train.save_every", "train.keep", "train.log_every", "train.tensorboard", "train.wandb",
-    "train.profile", "train.profiler", "data.workers",
+    "train.profile", "train.profiler", "data.workers", "data.ahead", "data.cache", "data.cache_gb",
 }  # fmt: skip
 
 # Of a row of starts.jsonl: what is no version but a place in time.

@@ -42,9 +42,7 @@ class Column:
     def __post_init__(self):
         for name in (self.name, self.group):
             if not _NAME.fullmatch(name) or name.endswith(DIGEST):
-                raise UserError(
-                    f"'{name}' cannot name a column: only letters, digits, '.', '_' and '-', not with {DIGEST} last"
-                )
+                raise UserError(f"'{name}' cannot name a column: only letters, digits, '.', '_', '-', and not {DIGEST} last")
         if self.dtype not in DTYPES or (self.dtype == "text" and self.shape) or any(n < 1 for n in self.shape):
             raise UserError(f"column {self.name} cannot hold {self.shape} of {self.dtype}: known are {', '.join(DTYPES)}")
 
@@ -99,24 +97,19 @@ def digests(rows: np.ndarray) -> np.ndarray:
 def arrow_batch(columns: list[Column], values: dict[str, Any], metadata: dict[str, Any]):
     """A `pyarrow.RecordBatch` of one group: ``values`` are (B, row_bytes) uint8, or lists of text.
 
-    A wide column is followed by one of its rows' digests; digests of whole narrow columns go into the metadata.
+    A wide column is followed by one of its rows' digests.
     """
     import pyarrow as pa
 
-    fields, arrays, whole = [], [], {}
+    fields, arrays = [], []
     for column in columns:
         value, about = values[column.name], {"dtype": column.dtype, "shape": list(column.shape)}
         arrays.append(_arrow_array(column, value))
         fields.append(pa.field(column.name, arrays[-1].type, nullable=False, metadata={"erw": json.dumps(about)}))
         if column.wide:
-            checks, name = digests(value), column.name + DIGEST
-            arrays.append(pa.array(checks))
-            fields.append(pa.field(name, pa.uint64(), nullable=False))
-            whole[name] = digest(checks)
-        elif column.dtype != "text":
-            whole[column.name] = digest(value)
-    about = metadata | {"digests": {name: f"{value:016x}" for name, value in whole.items()}}
-    return pa.record_batch(arrays, schema=pa.schema(fields, {"erw": json.dumps(about)}))
+            arrays.append(pa.array(digests(value)))
+            fields.append(pa.field(column.name + DIGEST, pa.uint64(), nullable=False))
+    return pa.record_batch(arrays, schema=pa.schema(fields, {"erw": json.dumps(metadata)}))
 
 
 def _arrow_array(column: Column, value: Any):
@@ -128,3 +121,17 @@ def _arrow_array(column: Column, value: Any):
     count = value.size // column.torch_dtype.itemsize
     numbers = pa.Array.from_buffers(pa.type_for_alias(DTYPES[column.dtype][1]), count, [None, pa.py_buffer(value)])
     return pa.FixedSizeListArray.from_arrays(numbers, math.prod(column.shape)) if column.shape else numbers
+
+
+def wide_offsets(columns: list[Column], batch: Any, start: int) -> dict[str, int]:
+    """Where the rows of each wide column lie, in bytes from the address ``start`` of the file in memory."""
+    return {c.name: batch.column(c.name).values.buffers()[1].address - start for c in columns if c.wide}
+
+
+def between(columns: list[Column], offsets: dict[str, int], rows: int, size: int) -> list[tuple[int, int]]:
+    """(first, end) of the parts of a file of ``size`` bytes that are no rows of wide columns."""
+    parts, first = [], 0
+    for offset, column in sorted((offsets[column.name], column.name) for column in columns if column.wide):
+        parts.append((first, offset))
+        first = offset + rows * next(c.row_bytes for c in columns if c.name == column)
+    return [*parts, (first, size)]

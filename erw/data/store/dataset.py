@@ -30,7 +30,7 @@ class StoreDataset:
 
     def __init__(self, path: str, window: int = 16, cache: str = "", cache_bytes: int = 0):
         self.place: Place = open_place(path, cache, cache_bytes)
-        self.manifest: Manifest = self.place.manifest()
+        self.manifest: Manifest = self.place.manifest
         self.num_classes = self.manifest.num_classes
         latents = self.column("latents")
         if len(latents.shape) != 3 or latents.shape[1] != latents.shape[2]:
@@ -107,8 +107,9 @@ class StoreDataset:
         shards = np.searchsorted(self._starts, rows, side="right") - 1
         return [self._file(s, column.group).narrow[name][r - self._starts[s]] for s, r in zip(shards, rows, strict=True)]
 
-    def prefetch(self, shards: Iterable[int], columns: Iterable[str]) -> None:
-        """Bring the files of ``shards`` near in the background: into the local cache, or from the disk into memory."""
+    def prefetch(self, shards: Iterable[int], teachers: Iterable[str], images: bool) -> None:
+        """See `erw.data.stream.Dataset`: into the local cache, or from the disk into memory."""
+        columns = ["latents", "labels", *(self.teachers[name].tokens for name in teachers), *[self._pixels] * images]
         groups = dict.fromkeys(self.column(name).group for name in columns)
         self.place.prefetch([(shard, group) for shard in shards for group in groups])
 

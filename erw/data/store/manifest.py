@@ -39,10 +39,16 @@ class TeacherEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class FileEntry:
-    """Size and SHA-256 of a file."""
+    """What a file must be.
+
+    wide    first byte of the rows of each wide column; each row has a digest in the file
+    rest    digests (XXH3-64) of the parts between those, in order
+    """
 
     bytes: int
     sha256: str
+    wide: dict[str, int]
+    rest: list[str]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,60 +1,119 @@
-"""Where a store lies: a folder."""
+"""Where a store lies, a folder or object storage, and how its files come from there."""
 
-from collections.abc import Sequence
+import contextlib
+import os
+import queue
+import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
 
 from erw.data.store.manifest import MANIFEST, Manifest, read_manifest
 from erw.data.store.reader import ShardFile
 from erw.data.store.writer import file_name
 from erw.errors import UserError
 
+Wanted = tuple[int, str]  # place in the manifest's list of shards, and group
+_THREADS = 4  # that fetch, in each process
 
-class Place(Protocol):
-    """Finds the files of a store."""
 
-    def manifest(self) -> Manifest:
-        """Of the dataset. Raises `UserError` where there is none."""
-        ...
+class Place:
+    """Opens the files of a store; subclasses say where they are."""
+
+    manifest: Manifest
+
+    def __init__(self, name: str):
+        self.name = name
+        self._background = _Background()
+        self._near: set[Wanted] = set()
+
+    def __str__(self) -> str:
+        return self.name
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_background": _Background(), "_near": set()}
 
     def open(self, shard: int, group: str) -> ShardFile:
-        """A file of the ``shard``-th entry of the manifest."""
-        ...
+        """A file of the ``shard``-th entry of the manifest. Raises `Damaged`, or `UserError` where it cannot be had."""
+        raise NotImplementedError
 
-    def prefetch(self, wanted: Sequence[tuple[int, str]]) -> None:
-        """Bring files of (shard, group) near, in the background."""
-        ...
+    def bring(self, shard: int, group: str) -> None:
+        """Bring a file near; in a background thread. What goes wrong here is said by `open`."""
+        raise NotImplementedError
+
+    def prefetch(self, wanted: Sequence[Wanted]) -> None:
+        """Bring files near, in the background; those of the last call are so already."""
+        for shard, group in wanted:
+            if (shard, group) not in self._near:
+                self._background.do(self.bring, shard, group)
+        self._near = set(wanted)
+
+    def shard_file(self, path: Path, shard: int, group: str, name: str | None = None) -> ShardFile:
+        """The local file ``path`` as a shard's; ``name`` is what messages call it."""
+        columns = [column for column in self.manifest.columns if column.group == group]
+        return ShardFile(path, columns, self.manifest.shards[shard], name)
+
+    def file_name(self, shard: int, group: str) -> str:
+        """Within the store."""
+        return file_name(group, self.manifest.shards[shard].index)
 
 
-class LocalPlace:
+class LocalPlace(Place):
     """A folder on a disk."""
 
     def __init__(self, path: str):
+        super().__init__(path)
         self.path = Path(path)
         if not path or not self.path.is_dir():
             raise UserError(f"--data.path '{path}' is not a folder: name one that erw prepare made")
-        self._manifest = read_manifest(self.path)
-        if self._manifest is None:
-            raise UserError(f"{self.path / MANIFEST} is missing: {self.path} is not a prepared dataset (a preparation that was"
-                            " interrupted goes on with the same erw prepare)")  # fmt: skip
-
-    def __str__(self) -> str:
-        return str(self.path)
-
-    def manifest(self) -> Manifest:
-        """See `Place`."""
-        return self._manifest
+        manifest = read_manifest(self.path)
+        if manifest is None:
+            raise UserError(f"{self.path / MANIFEST} is missing: {self.path} is not a prepared dataset (was erw prepare"
+                            " interrupted? the same command goes on)")  # fmt: skip
+        self.manifest = manifest
 
     def open(self, shard: int, group: str) -> ShardFile:
         """See `Place`."""
-        entry = self._manifest.shards[shard]
-        columns = [column for column in self._manifest.columns if column.group == group]
-        return ShardFile(self.path / file_name(group, entry.index), columns, entry.rows, entry.files[group])
+        return self.shard_file(self.path / self.file_name(shard, group), shard, group)
 
-    def prefetch(self, wanted: Sequence[tuple[int, str]]) -> None:
-        """See `Place`."""
+    def bring(self, shard: int, group: str) -> None:
+        """From the disk into memory."""
+        file = os.open(self.path / self.file_name(shard, group), os.O_RDONLY)
+        try:
+            os.posix_fadvise(file, 0, 0, os.POSIX_FADV_WILLNEED)
+        finally:
+            os.close(file)
+
+
+class _Background:
+    """Daemon threads that start with the first task, in each process for itself: nobody waits for them at the end."""
+
+    def __init__(self):
+        self._process, self._tasks = 0, None
+
+    def do(self, task: Callable[..., None], *arguments) -> None:
+        if self._process != os.getpid():
+            self._process, self._tasks = os.getpid(), queue.SimpleQueue()
+            for _ in range(_THREADS):
+                threading.Thread(target=_work, args=(self._tasks,), daemon=True).start()
+        self._tasks.put((task, arguments))
+
+    def __del__(self):
+        if self._process == os.getpid():
+            for _ in range(_THREADS):
+                self._tasks.put(None)
+
+
+def _work(tasks: queue.SimpleQueue) -> None:
+    while (found := tasks.get()) is not None:
+        with contextlib.suppress(UserError, OSError):
+            found[0](*found[1])
+        del found  # it holds the place, whose end is what ends this thread
 
 
 def open_place(path: str, cache: str = "", cache_bytes: int = 0) -> Place:
-    """The place at ``path``."""
-    return LocalPlace(path)
+    """The store at ``path``: a folder or a URL."""
+    if "://" not in path:
+        return LocalPlace(path)
+    from erw.data.store.remote import RemotePlace
+
+    return RemotePlace(path, cache, cache_bytes)

@@ -1,6 +1,5 @@
 """Reading the file of one shard and group: rows by positioned reads, each checked against its digest."""
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -9,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from erw.data.store.columns import DIGEST, Column, digest
-from erw.data.store.manifest import FORMAT, FileEntry
+from erw.data.store.columns import DIGEST, Column, between, digest
+from erw.data.store.manifest import FileEntry, ShardEntry
 from erw.errors import RankError
 
 _MEND = "restore the file from a copy, or prepare the dataset again"
@@ -20,22 +19,30 @@ class Damaged(RankError):
     """A file of the store that does not hold what was written into it. The message names file, row and byte."""
 
 
+class Missing(Damaged):
+    """A file of the store that is not there."""
+
+
 class ShardFile:
     """One open file. Narrow columns (labels, digests) are in memory, wide ones are read by row.
 
-    Rows are read at their offsets, not through a memory map: a file that shrinks under a map kills the process, and its
-    pages count as the process's memory. Raises `Damaged` where the file is missing, of another size, or no Arrow file.
+    Rows are read at their offsets, not through a memory map: a file that shrinks under a map kills the process, and a
+    map's pages count as the process's memory. ``name`` is what messages call it.
+    Raises `Damaged` where the file is missing, or is not the one of which the manifest tells.
     """
 
-    def __init__(self, path: Path, columns: list[Column], rows: int, facts: FileEntry):
-        self.path, self.rows = path, rows
+    def __init__(self, path: Path, columns: list[Column], shard: ShardEntry, name: str | None = None):
+        self.path, self.rows, self.name = path, shard.rows, name or str(path)
         self.wide = {column.name: column for column in columns if column.wide}
+        self.fd = -1
         try:
             self.fd = os.open(path, os.O_RDONLY)
+        except FileNotFoundError:
+            raise Missing(f"{self.name} is missing; {_MEND}") from None
         except OSError as error:
-            raise Damaged(f"{path} cannot be opened: {error.strerror}; {_MEND}") from None
+            raise Damaged(f"{self.name} cannot be opened: {error.strerror}; {_MEND}") from None
         try:
-            self._open(columns, facts)
+            self._open(columns, shard.files[columns[0].group])
         except BaseException:
             self.close()
             raise
@@ -44,72 +51,56 @@ class ShardFile:
         size = os.fstat(self.fd).st_size
         if size != facts.bytes:
             verb = "truncated" if size < facts.bytes else "too long"
-            raise Damaged(f"{self.path} is {verb}: {size} bytes, the manifest says {facts.bytes}; {_MEND}")
+            raise Damaged(f"{self.name} is {verb}: {size} bytes, the manifest says {facts.bytes}; {_MEND}")
+        self.offsets = facts.wide
+        # First the checksums: what Arrow makes of damaged headers is not foreseeable.
+        for (first, end), expected in zip(between(columns, facts.wide, self.rows, size), facts.rest, strict=True):
+            part = np.empty(end - first, np.uint8)
+            self._fill(part, first, "outside its rows")
+            if f"{digest(part):016x}" != expected:
+                raise self._wrong("outside its rows", first, len(part))
+        self._take(columns)
+
+    def _take(self, columns: list[Column]) -> None:
+        """Narrow columns and digests into memory."""
         import pyarrow as pa
 
-        try:
-            with pa.memory_map(str(self.path)) as file:
-                batch = pa.ipc.open_file(file).get_batch(0)
-                file.seek(0)
-                head = file.read_buffer(1).address
-                self._take(batch, head, columns)
-                del batch
-        except (pa.ArrowException, ValueError, KeyError, TypeError) as error:
-            first = str(error).strip().splitlines()[0]
-            raise Damaged(f"{self.path} is not a whole Arrow file ({first}); {_MEND}") from None
-
-    def _take(self, batch: Any, head: int, columns: list[Column]) -> None:
-        """Narrow columns into memory, and where each wide one lies."""
-        about = json.loads(batch.schema.metadata[b"erw"])
-        if about["format"] != FORMAT or batch.num_rows != self.rows:
-            raise ValueError(f"{batch.num_rows} rows of {about['format']}, the manifest says {self.rows}")
-        self.offsets: dict[str, int] = {}
         self.narrow: dict[str, Any] = {}
-        self.checks: dict[str, np.ndarray] = {}
-        for column in columns:
-            array = batch.column(column.name)
-            if column.dtype == "text":
-                self.narrow[column.name] = array.to_pylist()
-            elif column.wide:
-                self.offsets[column.name] = array.values.buffers()[1].address - head
-                self.checks[column.name] = self._whole(batch, column.name + DIGEST, np.uint64, (), head, about)
-            else:
-                values = self._whole(batch, column.name, np.uint8, (column.row_bytes,), head, about)
-                tensor = torch.from_numpy(values).view(column.torch_dtype)
-                self.narrow[column.name] = tensor.reshape(self.rows, *column.shape)
-
-    def _whole(self, batch: Any, name: str, dtype: Any, shape: tuple[int, ...], head: int, about: dict[str, Any]) -> np.ndarray:
-        """A copy of a narrow column, (rows, *shape), checked."""
-        array = batch.column(name)
-        buffer = (array.values if hasattr(array, "values") else array).buffers()[1]
-        values = np.frombuffer(buffer, dtype, self.rows * int(np.prod(shape, dtype=int))).reshape(self.rows, *shape).copy()
-        if f"{digest(values):016x}" != about["digests"][name]:
-            raise self._wrong(f"column {name}", buffer.address - head, values.nbytes)
-        return values
+        self.checks: dict[str, list[int]] = {}
+        with pa.memory_map(str(self.path)) as file:
+            batch = pa.ipc.open_file(file).get_batch(0)
+            for column in columns:
+                array = batch.column(column.name)
+                if column.wide:
+                    self.checks[column.name] = batch.column(column.name + DIGEST).to_pylist()
+                elif column.dtype == "text":
+                    self.narrow[column.name] = array.to_pylist()
+                else:
+                    buffer = (array.values if column.shape else array).buffers()[1]
+                    raw = np.frombuffer(buffer, np.uint8, self.rows * column.row_bytes).reshape(self.rows, -1).copy()
+                    self.narrow[column.name] = tensor_of(column, raw)
 
     def read(self, name: str, rows: np.ndarray, into: np.ndarray, places: np.ndarray) -> None:
         """Rows of a wide column into the rows ``places`` of ``into`` (W, row_bytes) uint8. Raises `Damaged`."""
         size, start, checks = self.wide[name].row_bytes, self.offsets[name], self.checks[name]
         for row, place in zip(rows.tolist(), places.tolist(), strict=True):
             target = into[place]
-            self._fill(target, start + row * size, name, row)
-            if digest(target) != int(checks[row]):
-                raise self._wrong(f"column {name}, row {row}", start + row * size, size)
+            self._fill(target, start + row * size, f"in column {name}, row {row}")
+            if digest(target) != checks[row]:
+                raise self._wrong(f"in column {name}, row {row}", start + row * size, size)
 
     def _wrong(self, where: str, first: int, size: int) -> Damaged:
-        return Damaged(f"{self.path} is damaged in {where}, bytes {first} to {first + size - 1}: wrong checksum; {_MEND}")
+        return Damaged(f"{self.name} is damaged {where}, bytes {first} to {first + size - 1}: wrong checksum; {_MEND}")
 
-    def _fill(self, target: np.ndarray, offset: int, name: str, row: int) -> None:
+    def _fill(self, target: np.ndarray, offset: int, where: str) -> None:
         done = 0
         while done < target.nbytes:
             try:
                 got = os.preadv(self.fd, [target[done:]], offset + done)
             except OSError as error:
-                raise Damaged(f"{self.path} cannot be read at byte {offset + done} (column {name}, row {row}):"
-                              f" {error.strerror}; {_MEND}") from None  # fmt: skip
+                raise Damaged(f"{self.name} cannot be read {where}, byte {offset + done}: {error.strerror}; {_MEND}") from None
             if got == 0:
-                raise Damaged(f"{self.path} is truncated: it ends before byte {offset + target.nbytes - 1} (column {name}, row"
-                              f" {row}); {_MEND}")  # fmt: skip
+                raise Damaged(f"{self.name} is truncated {where}, byte {offset + done}; {_MEND}")
             done += got
 
     def verify(self) -> None:
@@ -118,10 +109,6 @@ class ShardFile:
             row = np.empty((1, column.row_bytes), np.uint8)
             for number in range(self.rows):
                 self.read(column.name, np.array([number]), row, np.zeros(1, np.int64))
-
-    def will_need(self) -> None:
-        """Ask the kernel to bring the file into memory, without waiting."""
-        os.posix_fadvise(self.fd, 0, 0, os.POSIX_FADV_WILLNEED)
 
     def close(self) -> None:
         """Give the descriptor back."""
@@ -135,4 +122,4 @@ class ShardFile:
 
 def tensor_of(column: Column, raw: np.ndarray) -> Tensor:
     """(W, *shape) of the column's dtype over (W, row_bytes) uint8, without a copy."""
-    return torch.from_numpy(raw).view(column.torch_dtype).view(len(raw), *column.shape)
+    return torch.from_numpy(raw).view(column.torch_dtype).reshape(len(raw), *column.shape)

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from erw.data.store.columns import Column, arrow_batch, column_of, row_bytes
+from erw.data.store.columns import Column, arrow_batch, between, column_of, digest, row_bytes, wide_offsets
 from erw.data.store.manifest import FORMAT, MANIFEST, VERSION, FileEntry, Manifest, ShardEntry, TeacherEntry, check_manifest
 from erw.errors import UserError
 from erw.files import json_bytes, whole
@@ -58,7 +58,11 @@ def _write_group(folder: Path, index: int, group: str, columns: list[Column], va
     except OSError:
         path.with_name(f".{path.name}.partial").unlink(missing_ok=True)  # on a full disk others need its space
         raise
-    return FileEntry(bytes=content.size, sha256=hashlib.sha256(content).hexdigest())
+    with pa.ipc.open_file(pa.BufferReader(content)) as file:
+        offsets = wide_offsets(columns, file.get_batch(0), content.address)
+    data = memoryview(content)
+    rest = [f"{digest(data[low:high]):016x}" for low, high in between(columns, offsets, batch.num_rows, content.size)]
+    return FileEntry(bytes=content.size, sha256=hashlib.sha256(content).hexdigest(), wide=offsets, rest=rest)
 
 
 def seal(folder: Path, shards: Iterable[dict[str, Any]], num_classes: int, teachers: Iterable[TeacherEntry] = (),
