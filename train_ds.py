@@ -10,11 +10,12 @@ import sys
 import erw  # noqa: F401  (first: it drops this folder from sys.path, where kernels/ would hide another package)
 from erw.build import build_step, fit_to_data, open_data
 from erw.config import TrainConfig
-from erw.data.stream import stream
+from erw.data.stream import Dataset, stream
 from erw.engine.config import micro_batch
 from erw.engine.engine import Engine
-from erw.engine.ranks import start_ranks, stop_ranks
-from erw.errors import exits_cleanly
+from erw.engine.ranks import Ranks, start_ranks, stop_ranks
+from erw.engine.watch import Watch
+from erw.errors import Stopped, exits_cleanly
 from erw.evaluate.running import RunningEvaluation
 from erw.options import parse
 from erw.plan import Costs, plan_text
@@ -29,11 +30,18 @@ from erw.teachers.features import FeatureSource
 def train(config: TrainConfig) -> None:
     """One run, from its first image or from a checkpoint to its last, on every rank."""
     config, dataset = open_data(config)
-    ranks = start_ranks()
+    ranks = start_ranks(config.engine.timeout)
+    with Watch(ranks, config.engine.timeout) as watch:
+        train_watched(config, dataset, ranks, watch)
+
+
+def train_watched(config: TrainConfig, dataset: Dataset, ranks: Ranks, watch: Watch) -> None:
+    """`train`, while ``watch`` looks after the ranks. Raises `Stopped` where a signal asks for it."""
     micro = micro_batch(config.train.batch, config.engine.accumulation, ranks.count)
     config, space = fit_to_data(config, dataset)
     config, decisions = settle(config, ranks)
-    run = Run(config, ranks)
+    run = Run(config, ranks, watch.hosts)
+    watch.before_exit = lambda: run.saver.wait(config.engine.timeout)
     for line in decisions:
         run.telemetry.say(line)
     if run.complete:
@@ -55,12 +63,19 @@ def train(config: TrainConfig) -> None:
         workers=config.data.workers, pin=ranks.device.type == "cuda", wanted=features.wanted, ahead=config.data.ahead,
     )  # fmt: skip
 
-    part = profile.part  # a range around each part of a step, where the step is profiled
+    def part(name: str):
+        """Around each part of a step: says where this rank is, times it, and profiles it where the step is profiled."""
+        watch.mark(name)
+        return run.guard.pace.part(name, run.gauges.part(name, profile.part(name)))
+
     run.accounts.restart_clock()
     while not run.complete:
+        if why := watch.stops(run.images, batch_size):
+            raise run.stop(engine, why)
         upcoming = method.phase(run.images)
         profile.step(upcoming)
         if upcoming.name != phase.name:
+            watch.away("hand-over", cold=True)
             engine = hand_over(config, run, engine, upcoming)
         phase = engine.step_module.phase = upcoming
 
@@ -84,6 +99,7 @@ def train(config: TrainConfig) -> None:
 
         with part("report"):
             run.advance(phase, batch_size, batch_size * costs.per_image(phase), losses, engine)
+        watch.away("evaluation and saving")
         if phase.denoise and (run.complete or run.due(config.eval.every)):
             evaluation.evaluate(run, engine)
         if run.complete or run.due(config.train.save_every):
@@ -103,11 +119,23 @@ def build_engine(config: TrainConfig, phase, ranks, carried, initial=None) -> En
 
 def hand_over(config: TrainConfig, run: Run, engine: Engine, upcoming) -> Engine:
     """End a phase: checkpoint it, release its engine, start the next from its fp32 weights with fresh optimizer and EMA."""
-    run.save(engine)
+    run.save(engine, wait=True)
     weights = engine.read("weights")
     engine.release()
     run.begin_phase(upcoming, weights)
     return build_engine(config, upcoming, run.ranks, weights, run.initial_weights())
+
+
+@exits_cleanly
+def train_and_leave(*configs: TrainConfig) -> None:
+    """`train` each, as a process of its own: leaves the ranks in order, and ends with an exit code where it cannot go on."""
+    try:
+        for config in configs:
+            train(config)
+    except Stopped:
+        stop_ranks()
+        raise
+    stop_ranks()
 
 
 @exits_cleanly
@@ -120,8 +148,7 @@ def main(arguments: list[str] | None = None) -> None:
         config.check()
         print(plan_text(config))
         return
-    train(config)
-    stop_ranks()
+    train_and_leave(config)
 
 
 if __name__ == "__main__":

@@ -31,11 +31,26 @@ class RunConfig:
     init_convention: str = setting("none", "whose code wrote that .pt file: sit, dit or repa")
     save_every: int = setting(12_800_000, "images between checkpoints; 0 saves at the end only")
     keep: int = setting(3, "checkpoints kept; older ones are deleted")
+    async_save: bool = setting(
+        True, "write checkpoints while training goes on; 16 bytes a parameter of the first rank's host memory"
+    )
+    max_skipped: int = setting(
+        20, "steps in a row skipped for gradients that are not finite, after which the run acts; 0: never"
+    )
+    on_nonfinite: Literal["stop", "rollback"] = setting(
+        "stop", "what it does then: stop; rollback: weights back to a checkpoint before them, with the data that come next"
+    )
     log_every: int = setting(25_600, "images between lines of metrics.jsonl")
+    progress: Literal["auto", "bar", "line", "none"] = setting(
+        "auto", "what is shown meanwhile: a bar; a line a report; auto: a bar on a terminal, else lines"
+    )
+    prometheus: int = setting(0, "port on which the first rank serves its figures to Prometheus; 0: none")
+    prometheus_host: str = setting("127.0.0.1", "address of that port; 0.0.0.0 lets other machines read, unprotected")
     tensorboard: bool = setting(True, "write curves for TensorBoard as well")
     wandb: str = setting("none", "none, or a Weights & Biases project to write curves to")
     deterministic: bool = setting(False, "the same bits from the same start on the same machine, or an error; slower")
     profile: int = setting(0, "steps of each phase to profile, after three of warm-up (docs/profiling.md); 0: none")
+    profile_at: int = setting(0, "image from which they are profiled, where a phase reaches it; 0: at once")
     profiler: Literal["torch", "nsight"] = setting(
         "torch", "torch: a trace and a page of figures in the run's folder; nsight: NVTX ranges for nsys and ncu"
     )
@@ -44,9 +59,11 @@ class RunConfig:
         for name in ("images", "batch", "keep", "log_every"):
             if getattr(self, name) < 1:
                 raise UserError(f"--train.{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("seed", "profile"):
+        for name in ("seed", "profile", "profile_at", "max_skipped"):
             if getattr(self, name) < 0:
                 raise UserError(f"--train.{name} must not be negative, not {getattr(self, name)}")
+        if not 0 <= self.prometheus < 65536:
+            raise UserError(f"--train.prometheus takes a port, or 0 for none, not {self.prometheus}")
         if self.init_convention != "none" and self.init_from == "none":
             raise UserError(f"--train.init_convention {self.init_convention} needs a .pt file: name it with --train.init_from")
 

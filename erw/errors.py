@@ -1,5 +1,6 @@
 """What a user did wrong, said in one line."""
 
+import errno
 import functools
 import os
 import sys
@@ -9,23 +10,45 @@ from collections.abc import Callable
 class UserError(Exception):
     """Bad input. The message names the option or file and says how to mend it; the process exits with code 2."""
 
+    code = 2
+
 
 class RankError(UserError):
     """What went wrong on one rank only, which therefore says it itself: a full disk, numbers that are not finite."""
 
 
+class Stopped(UserError):
+    """A run that was asked to stop before its end, and did: started again, it goes on. Exit code 75 (EX_TEMPFAIL)."""
+
+    code = 75
+
+
+class RankLost(RankError):
+    """Another rank died or hangs, so this one ends too: started again, the run goes on. Exit code 69 (EX_UNAVAILABLE)."""
+
+    code = 69
+
+
 def exits_cleanly(main: Callable[..., None]) -> Callable[..., None]:
-    """Turn a `UserError` raised in ``main`` into one line on stderr (rank 0's, unless a `RankError`) and exit code 2."""
+    """Turn a `UserError` raised in ``main`` into one line on stderr (rank 0's, unless a `RankError`) and its exit code."""
 
     @functools.wraps(main)
     def wrapped(*args, **kwargs) -> None:
         try:
             main(*args, **kwargs)
         except UserError as error:
-            if os.environ.get("RANK", "0") == "0" or isinstance(error, RankError):
-                print(f"erw: error: {error}", file=sys.stderr, flush=True)
-            sys.exit(2)
+            if str(error) and (os.environ.get("RANK", "0") == "0" or isinstance(error, RankError)):
+                kind = "stopped" if isinstance(error, Stopped) else "error"
+                many = isinstance(error, RankError) and os.environ.get("WORLD_SIZE", "1") != "1"
+                tag = f"[rank {os.environ.get('RANK', '0')}] " * many
+                print(f"erw: {kind}: {tag}{error}", file=sys.stderr, flush=True)
+            sys.exit(error.code)
         except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            print(f"erw: error: {error.filename or 'a file'}: {error.strerror}: make room there", file=sys.stderr, flush=True)
+            sys.exit(2)
 
     return wrapped

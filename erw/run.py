@@ -21,7 +21,10 @@ from erw.config import TrainConfig
 from erw.engine.engine import Engine
 from erw.engine.ranks import Ranks
 from erw.environment import device_name, fingerprint
-from erw.errors import UserError
+from erw.errors import RankError, Stopped, UserError
+from erw.files import json_bytes, whole
+from erw.gauges import Gauges
+from erw.guard import Guard
 from erw.init_from import pinned, read_start, require
 from erw.settings import to_dict
 from erw.telemetry import Accounts, Telemetry
@@ -29,14 +32,14 @@ from erw.types import Phase
 
 
 class Run:
-    """Progress of a run. ``images`` is the one integer that everything else follows from."""
+    """Progress of a run. ``images`` is the one integer that everything else follows from. ``hosts``: one a rank."""
 
-    def __init__(self, config: TrainConfig, ranks: Ranks):
+    def __init__(self, config: TrainConfig, ranks: Ranks, hosts: list[str] | None = None):
         self.config, self.ranks = config, ranks
         self.folder = Path(config.train.out)
         self.checkpoints = self.folder / "checkpoints"
         self.images = 0
-        self._resumed, self._meta = self._find_checkpoint(), None
+        (self._resumed, warnings), self._meta = checkpoint.agreed(ranks, self._find_checkpoint), None
         if self._resumed is not None:
             self._meta = checkpoint.read_meta(self._resumed)
             checkpoint.check_resumable(self._resumed)
@@ -53,11 +56,18 @@ class Run:
         if ranks.first:
             self._open_folder()
         boards = open_boards(config, self.images) if ranks.first else []
-        self.telemetry = Telemetry(self.folder, config.train.images, self.images, ranks.first, boards)
+        train = config.train
+        self.telemetry = Telemetry(self.folder, train.images, self.images, ranks.first, boards, train.progress)
+        self.gauges = Gauges(ranks, self.accounts)
+        self.saver = checkpoint.Saver(self.checkpoints, train.keep, ranks.first, train.async_save)
+        self.guard = Guard(self, hosts or [""] * ranks.count)
+        for line in warnings:
+            self.telemetry.say(line)
         if self._resumed is not None:
             self.telemetry.say(f"resumed {self._resumed} at image {self.images:,}, phase {self.phase.name}")
 
-    def _find_checkpoint(self) -> Path | None:
+    def _find_checkpoint(self) -> tuple[Path | None, list[str]]:
+        """(what to go on from, lines about damaged ones that were passed over)."""
         wish = self.config.train.resume
         existing = checkpoint.found(self.checkpoints)
         if wish == "none":
@@ -66,26 +76,27 @@ class Run:
                     f"--train.out {self.folder} already holds a run: --resume auto goes on with it, another --out"
                     " starts a new one"
                 )
-            return None
+            return None, []
         if wish == "auto":
-            return existing[-1] if existing else None
+            return checkpoint.newest_sound(self.checkpoints)
         if Path(wish).is_file():
             raise UserError(
                 f"--resume {wish} is a file, and a run goes on from a checkpoint of its own: to start with that file's weights"
                 f" use --train.init_from {wish} --train.init_convention sit, dit or repa"
             )
-        return checkpoint.locate(Path(wish))
+        return checkpoint.locate(Path(wish)), []
 
     def _open_folder(self) -> None:
         self.checkpoints.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(to_dict(self.config), indent=1)
-        (self.folder / "config.json").write_text(text + "\n", encoding="utf-8")
+        checkpoint.sweep(self.checkpoints)
+        with whole(self.folder / "config.json") as file:
+            file.write(json_bytes(to_dict(self.config)))
         for name in ("metrics.jsonl", "evals.jsonl", "starts.jsonl"):
             _keep_rows(self.folder / name, self.images)
         if not self.complete:
             start = {"images": self.images, "ranks": self.ranks.count, "erw": __version__, **fingerprint(self.ranks.device)}
-            with (self.folder / "starts.jsonl").open("a", encoding="utf-8") as file:
-                file.write(json.dumps(start) + "\n")
+            with (self.folder / "starts.jsonl").open("a", encoding="utf-8") as rows:
+                rows.write(json.dumps(start) + "\n")
 
     def _start_of(self, images: int) -> int:
         return max([b for b in self.config.method.boundaries() if b <= images], default=0)
@@ -125,7 +136,11 @@ class Run:
         self._before, self.images = self.images, self.images + images
         self.accounts.book_step(phase.name, images, flops)
         self.telemetry.advance(images, phase.name)
+        engine.count_step(self.images)
+        self.guard.pace.step()
+        self._say_saved()
         if self.due(self.config.train.log_every):
+            paces = self.guard.report(engine)
             entry = self.accounts.phases[phase.name]
             values: dict[str, Any] = dict(self.ranks.mean(losses))
             values |= {"grad_norm": engine.grad_norm(), "coefficient": phase.coefficient, "phase": phase.name}
@@ -134,40 +149,42 @@ class Run:
             values |= {"lr": self.lr_at(self._before)}
             values |= {"images_per_second": entry["images"] / max(entry["seconds"], 1e-9)}
             values |= {"seconds": self.accounts.total("seconds"), "flops": self.accounts.total("flops")}
+            values |= paces | self.gauges.read()
             self.telemetry.log(self.images, {k: v for k, v in values.items() if v is not None})
 
     def due(self, every: int) -> bool:
         """Whether the last step passed a multiple of ``every`` images (0: never)."""
         return bool(every) and self.images // every > self._before // every
 
-    def save(self, engine: Engine) -> None:
-        """Write a checkpoint unless this image has one; every rank calls this."""
-        if self._saved == self.images:
-            return
-        self._saved = self.images
-        self.telemetry.flush()  # who goes on from here after a kill finds the rows up to here
+    def save(self, engine: Engine, wait: bool = False) -> None:
+        """Save a checkpoint unless this image has one; every rank calls this. ``wait``: until it is written."""
         with self.accounts.apart("saving"):
-            meta = checkpoint.Meta(
-                images=self.images,
-                phase=engine.step_module.phase.name,
-                steps=engine.steps(),
-                config=to_dict(self.config),
-                accounts=self.accounts.state(),
-                loss_scaler=engine.scaler_state(),
-                init_from=str(self._init_from or ""),
-            )
-            buffers = public_buffers(engine.step_module)
-            first = self.ranks.first
-            path = checkpoint.save(
-                self.checkpoints, meta, lambda key: engine.read(key, keep=first), buffers,
-                keep=self.config.train.keep, writes=first,
-            )  # fmt: skip
-            self.ranks.barrier()
-        self.telemetry.say(f"saved {path}")
+            if self._saved != self.images:
+                self._saved = self.images
+                self.telemetry.flush()  # a run that goes on from here will not report again what came before
+                meta = checkpoint.Meta(
+                    images=self.images,
+                    phase=engine.step_module.phase.name,
+                    steps=engine.steps(),
+                    config=to_dict(self.config),
+                    accounts=self.accounts.state(),
+                    loss_scaler=engine.scaler_state(),
+                    init_from=str(self._init_from or ""),
+                )
+                buffers, first = public_buffers(engine.step_module), self.ranks.first
+                self.saver.save(meta, lambda key: engine.read(key, keep=first, pinned=True), buffers)
+            if wait:
+                self.saver.wait()
+        self._say_saved()
+
+    def _say_saved(self) -> None:
+        for line in self.saver.poll():
+            self.telemetry.say(line)
 
     def begin_phase(self, phase: Phase, carried: dict[str, Tensor]) -> None:
         """Note a hand-over: ``carried`` weights go on, optimizer and EMA start anew."""
         self.phase_start = self.images
+        self.guard.begin_phase()
         self.telemetry.say(
             f"hand-over at image {self.images:,}: {len(carried)} weights carried from {self.phase.name} to {phase.name};"
             " optimizer and EMA start anew"
@@ -179,7 +196,23 @@ class Run:
         """Write the accounts and close the reports."""
         if self.ranks.first:
             self.write_accounts()
+        self.close()
+
+    def stop(self, engine: Engine, why: str) -> Stopped:
+        """Save and close before the end; ``why``: what asked for it. Returns what to raise."""
+        if self.images:
+            self.save(engine, wait=True)
+        self.close()
+        total = self.config.train.images
+        return Stopped(f"{why}: at image {self.images:,} of {total:,}; the same command with --resume auto goes on")
+
+    def close(self) -> None:
+        """Wait for what is being written and close the reports. Raises `RankError` where the last checkpoint is missing."""
+        self.saver.wait()
+        self._say_saved()
         self.telemetry.close()
+        if self.saver.failed:
+            raise RankError(f"{self.saver.failed}: make room there, and go on with --resume auto")
 
     def write_accounts(self) -> None:
         """accounts.json: what was spent, and on what."""
@@ -193,8 +226,11 @@ class Run:
 def _keep_rows(file: Path, images: int) -> None:
     """Drop rows later than ``images``: a killed run wrote them, and the resumed one writes them again."""
     if file.exists():
-        rows = [row for row in file.read_text(encoding="utf-8").splitlines() if _images_of(row) <= images]
-        file.write_text("".join(row + "\n" for row in rows), encoding="utf-8")
+        before = file.read_text(encoding="utf-8")
+        after = "".join(row + "\n" for row in before.splitlines() if _images_of(row) <= images)
+        if after != before:
+            with whole(file) as kept:
+                kept.write(after.encode())
 
 
 def _images_of(row: str) -> float:

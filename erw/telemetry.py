@@ -1,5 +1,7 @@
 """What a run says: progress bar, metrics.jsonl, boards; and what it costs: images, seconds and FLOPs by account."""
 
+import contextlib
+import copy
 import json
 import time
 from collections.abc import Iterator
@@ -12,6 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from erw.boards import Board
+from erw.progress import Style, progress
 
 
 class Accounts:
@@ -57,8 +60,8 @@ class Accounts:
         return sum(entry[what] for entry in self.phases.values())
 
     def state(self) -> dict[str, Any]:
-        """For a checkpoint, and for accounts.json."""
-        return {"phases": self.phases, "other": self.other}
+        """For a checkpoint, and for accounts.json: as they are now."""
+        return copy.deepcopy({"phases": self.phases, "other": self.other})
 
 
 class Arriving:
@@ -88,25 +91,20 @@ class Arriving:
 class Telemetry:
     """Reports of one run, from the first rank only. Device values are read one report late, so the loop never waits."""
 
-    def __init__(self, folder: Path, total_images: int, start: int, speaks: bool, boards: list[Board]):
+    def __init__(self, folder: Path, total_images: int, start: int, speaks: bool, boards: list[Board], style: Style = "auto"):
         self.speaks = speaks
         self._pending: list[tuple[int, Arriving]] = []
+        self._disk_said = False
         if not speaks:
             return
         self._file = (folder / "metrics.jsonl").open("a", encoding="utf-8")
         self._boards = boards
-        # The bar appears with the first step: a mistake found before it gets a line of its own.
-        self._bar: tqdm | None = None
-        self._span = total_images, start
+        self._progress = progress(style, total_images, start)
 
     def advance(self, images: int, phase: str) -> None:
-        """Move the bar."""
+        """Count on."""
         if self.speaks:
-            if self._bar is None:
-                total, start = self._span
-                self._bar = tqdm(total=total, initial=start, unit="img", unit_scale=True, dynamic_ncols=True, mininterval=0.5)
-            self._bar.set_description(phase, refresh=False)
-            self._bar.update(images)
+            self._progress.advance(images, phase)
 
     def log(self, images: int, values: dict[str, Any]) -> None:
         """Queue ``values`` (numbers or 0-d tensors) for image ``images`` and write what was queued before."""
@@ -118,13 +116,29 @@ class Telemetry:
         """Write everything queued."""
         for images, values in self._pending:
             row = values.read()
-            self._file.write(json.dumps({"images": images, **row}) + "\n")
-            self._file.flush()
-            if self._bar is not None:
-                self._bar.set_postfix({k: f"{row[k]:.4g}" for k in ("loss", "align") if k in row}, refresh=False)
+            self._write({"images": images, **row})
+            self._progress.show(images, row)
             for board in self._boards:
-                board.write(images, {key: value for key, value in row.items() if isinstance(value, (int, float))})
+                try:
+                    board.write(images, {key: value for key, value in row.items() if isinstance(value, (int, float))})
+                except OSError as error:
+                    self._disk(error, type(board).__name__)
         self._pending.clear()
+
+    def _write(self, row: dict[str, Any] | None) -> None:
+        """Append ``row`` (None: nothing more). What a full disk does not take stays in the buffer for the next time."""
+        try:
+            if row is not None:
+                self._file.write(json.dumps(row) + "\n")
+            self._file.flush()
+        except OSError as error:
+            self._disk(error, "metrics.jsonl")
+
+    def _disk(self, error: OSError, what: str) -> None:
+        """A disk that takes no reports is said once; training goes on."""
+        if not self._disk_said:
+            self._disk_said = True
+            self.say(f"WARNING: {what} cannot be written ({error.strerror or error}); training goes on")
 
     def say(self, text: str) -> None:
         """One line above the bar."""
@@ -135,8 +149,9 @@ class Telemetry:
         """Write what is queued and end the bar."""
         if self.speaks:
             self.flush()
-            if self._bar is not None:
-                self._bar.close()
-            self._file.close()
+            self._progress.close()
+            self._write(None)
+            with contextlib.suppress(OSError):  # said
+                self._file.close()
             for board in self._boards:
                 board.close()

@@ -24,6 +24,7 @@ _OWNED = {
     "fp16": "--engine.precision",
     "torch_autocast": "--engine.precision",
     "activation_checkpointing": "--engine.recompute",
+    "communication_data_type": "--engine.reduce_dtype",
 }
 
 
@@ -53,10 +54,21 @@ class EngineConfig:
     compile: Literal["none", "blocks"] = setting(
         "none", "torch.compile of each block, in place; the first steps take minutes, and need a C++ compiler on a CPU"
     )
+    reduce_dtype: Literal["auto", "fp32", "bf16"] = setting(
+        "auto", "dtype in which gradients are summed over ranks; auto: that of the weights"
+    )
+    timeout: float = setting(
+        600.0, "seconds without a sign of life, or within a step of progress, after which a rank is lost and the job ends"
+    )
+    straggler: float = setting(
+        1.5, "a rank is named that three reports long takes this many times the median rank's time; 0: never"
+    )
 
     def __post_init__(self):
         if self.accumulation < 1:
             raise UserError(f"--engine.accumulation must be at least 1, not {self.accumulation}")
+        if self.timeout <= 0:
+            raise UserError(f"--engine.timeout must be above 0 seconds, not {self.timeout:g}")
         if self.compile == "blocks" and self.recompute == "selective":
             raise UserError(
                 "--engine.compile blocks hides from --engine.recompute selective what it could keep: choose recompute none or"
@@ -143,6 +155,7 @@ def deepspeed_dict(config: EngineConfig, batch: int, ranks: int, optim: OptimCon
         zero["compute_grad_norm"] = False
     return {
         **merged,
+        **({} if config.reduce_dtype == "auto" else {"communication_data_type": config.reduce_dtype}),
         "zero_optimization": zero,
         "train_batch_size": batch,
         "train_micro_batch_size_per_gpu": micro_batch(batch, config.accumulation, ranks),

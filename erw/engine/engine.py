@@ -14,6 +14,7 @@ from torch import Tensor
 
 from erw.engine.config import EngineConfig, clips_on_device, deepspeed_dict
 from erw.engine.ranks import Ranks
+from erw.engine.skips import SkipRow
 from erw.optim import STATE_KEYS, WEIGHTS, AdamWEMA, OptimConfig, param_groups
 from erw.step import TrainStep, public_name
 
@@ -58,6 +59,7 @@ class Engine:
             self.shards.set(parameter, WEIGHTS, masters[name])
         self.optimizer.init_state(self.shards.owned())
         self.shards.link()
+        self._row = SkipRow(self._steps())
 
     @property
     def step_module(self) -> TrainStep:
@@ -109,16 +111,32 @@ class Engine:
         optimizer's device; the host does not wait."""
         return begun - self._steps()
 
-    def read(self, key: str, keep: bool = True, device: torch.device | str = "cpu") -> dict[str, Tensor]:
+    def count_step(self, images: int) -> None:
+        """A step has ended at image ``images``. The host does not wait."""
+        self._row.note(self._steps(), images)
+
+    def skipped_in_a_row(self) -> dict[str, Tensor]:
+        """See `erw.engine.skips.SkipRow.found`: since the engine was made or `load` was called."""
+        return self._row.found()
+
+    def read(self, key: str, keep: bool = True, device: torch.device | str = "cpu",
+             pinned: bool = False) -> dict[str, Tensor]:  # fmt: skip
         """Full fp32 tensors on ``device`` by public name; a collective. ``key``: weights, exp_avg, exp_avg_sq or ema.
 
         A rank that does not ``keep`` them takes part and gets an empty dict. Beside the result one tensor is in memory.
+        ``pinned``: from a GPU into page-locked host memory, at the bus's full rate, one wait for all of them.
         """
         tensors = {}
+        pinned = pinned and self.ranks.device.type == "cuda"
         for name, parameter in self.parameters().items():
             full = self.shards.get(parameter, key)
-            if keep:
+            if keep and pinned:
+                place = torch.empty(full.shape, dtype=torch.float32, pin_memory=True)
+                tensors[public_name(name)] = place.copy_(full, non_blocking=True)
+            elif keep:
                 tensors[public_name(name)] = full.to(device, torch.float32)
+        if pinned:
+            torch.cuda.current_stream(self.ranks.device).synchronize()
         return tensors
 
     def load(self, read: Callable[[str], dict[str, Tensor]], steps: int, scaler: dict[str, float]) -> None:
@@ -133,11 +151,12 @@ class Engine:
             self.optimizer.state[tensor]["step"].fill_(steps)
         for name, value in scaler.items():
             setattr(self._deepspeed.optimizer.loss_scaler, name, value)
+        self._row = SkipRow(self._steps())
 
     def release(self) -> None:
         """Free everything that this engine holds; it cannot be used afterwards."""
         self._deepspeed.destroy()
-        self._deepspeed = self.shards = self.optimizer = None
+        self._deepspeed = self.shards = self.optimizer = self._row = None
         gc.collect()
         if self.ranks.device.type == "cuda":
             torch.cuda.empty_cache()

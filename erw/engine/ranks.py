@@ -10,8 +10,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from erw.engine.talk import Talk
+from erw.engine.voices import tag_rank
+from erw.errors import RankLost
+
 # Ranks that share work meet at its end only, which one may reach hours before another.
 _PATIENCE = timedelta(days=2)
+
+talk = Talk()
+"""This process's time in collectives, on CPUs."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +43,14 @@ class Ranks:
             means /= self.count
         return dict(zip(names, means.unbind(), strict=True))
 
+    def each(self, value: float) -> Tensor:
+        """(count,) fp32 on the device: the ``value`` of every rank. A collective; the host does not wait."""
+        values = torch.zeros(self.count, dtype=torch.float32, device=self.device)
+        values[self.rank].fill_(value)
+        if self.count > 1:
+            dist.all_reduce(values)
+        return values
+
     def agree(self, value: str) -> str:
         """The first rank's ``value``, on every rank. A collective."""
         values = [value]
@@ -58,6 +73,14 @@ class Ranks:
             dist.recv(buffer, other)
             parts.append(buffer.cpu())
         return parts
+
+    def be_patient(self) -> None:
+        """From now on a collective waits for days: for where something else sees, sooner, whether a rank is lost."""
+        if self.count > 1:
+            module = dist.distributed_c10d
+            # Its name in torch 2.14, and before.
+            change = module.set_timeout if hasattr(module, "set_timeout") else module._set_pg_timeout
+            change(_PATIENCE, dist.group.WORLD)
 
     def barrier(self) -> None:
         """Wait for all ranks."""
@@ -90,8 +113,11 @@ def join_ranks() -> Ranks:
     return Ranks(dist.get_rank(), dist.get_world_size(), device)
 
 
-def start_ranks() -> Ranks:
-    """Join the process group that the launcher describes, or a group of one: NCCL on GPUs, gloo on CPUs."""
+def start_ranks(timeout: float = 1800.0) -> Ranks:
+    """Join the process group that the launcher describes, or a group of one: NCCL on GPUs, gloo on CPUs.
+
+    Raises `RankLost` where the ranks have not all met within ``timeout`` seconds.
+    """
     cuda = torch.cuda.is_available()
     if not cuda:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -105,7 +131,15 @@ def start_ranks() -> Ranks:
     if not cuda and not dist.is_initialized():
         # On a CPU DeepSpeed would spend most of a minute compiling a shared-memory all-reduce. gloo does without.
         deepspeed.ops.__compatible_ops__ = {}
-    deepspeed.init_distributed("nccl" if cuda else "gloo", auto_mpi_discovery=False, verbose=False)
+        talk.listen()  # before DeepSpeed takes hold of them
+    try:
+        deepspeed.init_distributed("nccl" if cuda else "gloo", auto_mpi_discovery=False, verbose=False,
+                                   timeout=timedelta(seconds=timeout))  # fmt: skip
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise RankLost(f"the ranks did not all meet within {timeout:g} s ({reason}): start the job again") from error
+    if dist.get_world_size() > 1:
+        tag_rank(dist.get_rank())
     return Ranks(dist.get_rank(), dist.get_world_size(), device)
 
 

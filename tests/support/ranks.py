@@ -10,11 +10,9 @@ import sys
 
 import erw  # noqa: F401
 from erw.config import config_from_dict
-from train_ds import stop_ranks, train
+from train_ds import train_and_leave
 
 if __name__ == "__main__":
     with open(sys.argv[1], encoding="utf-8") as file:
         jobs = json.load(file)
-    for job in jobs:
-        train(config_from_dict(job))
-    stop_ranks()
+    train_and_leave(*(config_from_dict(job) for job in jobs))

@@ -3,11 +3,11 @@
 import json
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from vaes import save_kl, save_tiny
 
 from erw.build import fit_to_data
 from erw.data.arrays import ArrayDataset
@@ -16,8 +16,10 @@ from erw.errors import UserError
 from erw.latents import LatentConfig, Pixels, VaeLatents, latent_space, open_vae, settled, vae_facts
 from erw.options import parse
 from erw.presets import preset
+from erw.sample.blocks import Block, BlockSampler
 from erw.settings import from_dict, to_dict
 from erw.types import StoredLatents
+from vaes import save_kl, save_tiny
 
 CPU = torch.device("cpu")
 
@@ -246,3 +248,17 @@ def test_stored_bytes_are_pixels_and_what_teachers_see(images, tmp_path):
 def test_a_manifest_that_garbles_its_latents(images, tmp_path):
     with pytest.raises(UserError, match="manifest.json: latents: .*kind"):
         _write(tmp_path, images.numpy(), {"latents": {"kind": "voxels", "channels": 3}})
+
+
+def test_samples_are_decoded_a_few_at_a_time():
+    """A VAE's activations of a whole block of images would not fit; the order is the block's."""
+    sizes = []
+
+    class Space:
+        def decode(self, latents):
+            sizes.append(len(latents))
+            return latents.expand(-1, 3, 8, 8)
+
+    latents = torch.arange(70.0).view(70, 1, 1, 1)
+    images = BlockSampler.images(SimpleNamespace(latents=lambda block: latents), Block(0, 0, 70), Space())
+    assert sizes == [32, 32, 6] and torch.equal(images[:, 0, 0, 0], torch.arange(70.0))

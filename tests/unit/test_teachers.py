@@ -1,20 +1,29 @@
 """Teachers: each family of timm with random weights in two blocks (no hub is reachable in tests), files of weights, and the
 packaged EfficientNet with its own."""
 
+import ast
+import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import timm
 import torch
 import torch.nn.functional as F
+import torchvision
 from safetensors.torch import save_file
 
+from erw.bench import teachers as page
+from erw.bench._section import section
 from erw.errors import UserError
 from erw.teachers import TEACHERS, TeacherConfig, load_teacher, teacher_flops, teacher_specs
 from erw.teachers import timm as teachers
 from erw.teachers.base import fed_side, resampled, resized, unit_images
 from erw.teachers.names import SHORT_NAMES, TimmModel
-from erw.teachers.timm import described
+from erw.teachers.timm import TimmTeacher, described
 
 CPU = torch.device("cpu")
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -134,9 +143,6 @@ def test_the_table_of_names_is_timms(monkeypatch):
 
 
 def test_specs_need_no_timm():
-    import subprocess
-    import sys
-
     code = (
         "import sys; from erw.presets import preset; preset('in256-repa-xl2').check();"
         "from erw.teachers import *; print(teacher_specs(TeacherConfig(name=','.join(TEACHERS)), 16)[-1]);"
@@ -350,9 +356,39 @@ class TestLite:
 
 
 def test_identities_are_json_and_fit_a_manifest():
-    import json
-
     for name in ("digits-contrastive", "efficientnet-lite0"):
         identity = json.loads(json.dumps(load_teacher(name, CPU).identity()))
         assert identity["name"] == name in TEACHERS and len(identity["digest"]) == 64
         assert {"width", "grid", "flops_per_image", "has_class_token"} <= set(identity)
+
+
+def test_the_page_has_the_registrys_table():
+    text = (Path(__file__).resolve().parents[2] / page.PAGE).read_text(encoding="utf-8")
+    assert section(text, "teachers", page.PAGE.name).strip() == page.table(), "write it: python -m erw.bench.teachers"
+
+
+@pytest.mark.skipif("ERW_REFERENCE_REPO" not in os.environ, reason="ERW_REFERENCE_REPO names no checkout of REPA")
+@pytest.mark.parametrize(
+    ("name", "theirs", "resolution"),
+    [
+        ("dinov2-b", "dinov2", 256),
+        ("dinov2-b", "dinov2", 512),
+        ("clip-l", "clip", 256),
+        ("mae-b", "mae", 256),
+        ("ijepa-h", "jepa", 256),
+    ],
+)
+def test_images_are_prepared_as_by_repas_own_function(name, theirs, resolution):
+    """The function is cut out of its train.py, whose imports it does not need, and run."""
+    source = ast.parse((Path(os.environ["ERW_REFERENCE_REPO"]) / "train.py").read_text())
+    function = [node for node in source.body if getattr(node, "name", None) == "preprocess_raw_image"]
+    scope = {"torch": torch, "Normalize": torchvision.transforms.Normalize}
+    for kind, (mean, std) in {"IMAGENET": IMAGENET, "CLIP": CLIP}.items():
+        scope |= {f"{kind}_DEFAULT_MEAN": mean, f"{kind}_DEFAULT_STD": std}
+    exec(compile(ast.Module(function, []), "train.py", "exec"), scope)
+    known, pixels = small(described(name)), photographs()
+    pixels = pixels.repeat_interleave(resolution // 256, 2).repeat_interleave(resolution // 256, 3)
+    side = teachers.side_of(name, 16 * resolution // 256, TeacherConfig())
+    model = timm.create_model(known.model, num_classes=0, img_size=side, **known.options)
+    ours = TimmTeacher(name, model, side).preprocess(pixels)
+    torch.testing.assert_close(ours, scope["preprocess_raw_image"](pixels, theirs), rtol=0, atol=5e-6)

@@ -1,4 +1,4 @@
-"""Convergence of several methods side by side: train at equal FLOPs, read the curves, draw them.
+"""Curves of runs: read, drawn side by side, in a table.
 
 Curves come from the runs' own ``evals.jsonl``: images, training FLOPs and seconds (evaluation and saving apart), Frechet
 distance, accuracy and near-copies of class-conditional samples from the EMA.
@@ -22,7 +22,6 @@ from erw.teachers import load_teacher
 
 AXES = (("flops", "training FLOPs"), ("seconds", "training seconds"), ("images", "training images"))
 NAMES = {"sit": "SiT", "repa": "REPA", "erw": "ERW"}
-NAMES |= {"repa-supervised": "REPA (supervised)", "erw-supervised": "ERW (supervised)"}
 
 
 def read_curve(run: Path) -> list[dict[str, float]]:

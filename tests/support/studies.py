@@ -1,4 +1,7 @@
-"""Made-up records of a verdict, with curves whose readings are known."""
+"""Made-up records of a study, with curves whose readings are known."""
+
+from erw.bench.convergence.study import read_study
+from erw.settings import to_dict
 
 SEEDS = (0, 1, 2, 3, 4)
 # Final Frechet distance of each variant less what the seed adds, and seconds of its run.
@@ -23,10 +26,14 @@ def made_up(variants=tuple(LEVELS), seeds=SEEDS, noise=(0.1, -0.1, 0.05, -0.05, 
         runs = []
         for index, seed in enumerate(seeds):
             end = level + noise[index] + (gap or {}).get(name, [0.0] * len(seeds))[index]
-            runs.append({"seed": seed, "commit": "0", "curve": curve(end, seconds + index, LAST_IMAGES[name])})
+            points = curve(end, seconds + index, LAST_IMAGES[name])
+            accounts = {"phases": {"train": {key: points[-1][key] for key in ("images", "seconds", "flops")}}, "other": {}}
+            runs.append({"seed": seed, "commit": "0", "curve": points, "accounts": accounts})
         entries[name] = {"settings": {"teacher": {"name": teacher_of(name)}}, "runs": runs}
+    study = to_dict(read_study("digits"))
     return {
-        "settings": {"seeds": list(seeds), "variants": list(variants), "images_scale": 1.0, "batch": 10},
+        "study": study | {"seeds": list(seeds), "reach": [["erw", "repa"], ["repa", "sit"]]},
+        "settings": {"seeds": list(seeds), "variants": list(variants), "share": 1.0, "batch": 10},
         "hardware": {"device": "a processor", "threads": 2},
         "versions": {"torch": "2", "deepspeed": "0"},
         "teachers": {
