@@ -1,6 +1,7 @@
 """Where training images come from. A new source is a new file and one line in ``open_dataset``."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from erw.data.arrays import ArrayDataset
@@ -14,8 +15,10 @@ from erw.settings import setting
 class DataConfig:
     """Settings of the data."""
 
-    name: Literal["digits", "arrays"] = setting("digits", "digits: embedded; arrays: prepared, at the path")
-    path: str = setting("", "prepared dataset, a folder or URL (s3://bucket/name); or a folder of memory-mapped arrays")
+    name: Literal["digits", "arrays", "store"] = setting(
+        "digits", "digits: embedded; arrays: a folder of memory-mapped arrays; store: what erw prepare made, or such a folder"
+    )
+    path: str = setting("", "folder of an arrays dataset; of a store folder or URL (s3://bucket/name)")
     fit: bool = setting(False, "take classes, latents, autoencoder and teachers from the dataset (folder presets)")
     workers: int = setting(0, "loader processes a rank; 0 loads in the training process")
     ahead: int = setting(2, "micro-batches that each loader process reads ahead")
@@ -33,11 +36,11 @@ def open_dataset(config: DataConfig) -> Dataset:
     """The dataset that ``config`` names. Raises `UserError` where it is missing or malformed."""
     if config.name == "digits":
         return digits_dataset()
-    from erw.data.store import StoreDataset, is_store  # here: it needs libraries that others do without
+    if config.name == "arrays" or (Path(config.path) / "latents.npy").is_file():
+        return ArrayDataset(config.path)
+    from erw.data.store.dataset import StoreDataset  # pyarrow takes a while to import, and others do without
 
-    if is_store(config.path):
-        return StoreDataset(config.path, config.window, config.cache, int(config.cache_gb * 1e9))
-    return ArrayDataset(config.path)
+    return StoreDataset(config.path, config.window, config.cache, int(config.cache_gb * 1e9))
 
 
 __all__ = ["DataConfig", "Dataset", "open_dataset"]

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 import erw
+from erw.data.store.manifest import VERSION
 from erw.environment import fingerprint, version
 from erw.errors import UserError
 from erw.files import json_bytes, kept
@@ -37,6 +38,7 @@ def asked(source: Source, path: Path, split: str | None, recipe: Recipe) -> dict
         "listing_sha256": listing.digest,
         **to_dict(recipe),
         "erw": erw.__version__,
+        "store": VERSION,
         **{name: version(name) for name in _PACKAGES},
     }
 

@@ -35,7 +35,7 @@ def _settings(name: str, side: int, size: str, method: Method, rope: bool = Fals
         model=sized(size, rope=rope, input_size=side // 8),
         method=method,
         train=RunConfig(out=f"runs/{name}"),
-        data=DataConfig(name="arrays", path=f"data/imagenet{side}", workers=4),
+        data=DataConfig(name="store", path=f"data/imagenet{side}", workers=4),
         latents=LatentConfig(kind="vae"),
         teacher=TeacherConfig(name="dinov2-b" if method.needs_teacher else "none"),
         engine=EngineConfig(ds_config="zero2"),

@@ -36,7 +36,7 @@ def _folder(method: str) -> None:
             model=sized("B/2", rope=rope),
             method=settings,
             train=RunConfig(images=50_000 * _STEP, out=f"runs/folder-{method}", save_every=2_560_000),
-            data=DataConfig(name="arrays", fit=True, workers=4),
+            data=DataConfig(name="store", fit=True, workers=4),
             engine=EngineConfig(ds_config="zero2"),
         )
 
@@ -57,7 +57,7 @@ def _cifar10(method: str, size: str) -> None:
             model=sized(published, rope=rope, in_channels=3, num_classes=10),
             method=settings,
             train=RunConfig(images=50_000 * _STEP, out=f"runs/cifar10-{method}-{size}", save_every=2_560_000),
-            data=DataConfig(name="arrays", path="data/cifar10", workers=2),
+            data=DataConfig(name="store", path="data/cifar10", workers=2),
             latents=LatentConfig(kind="pixels"),
             teacher=TeacherConfig(name="efficientnet-lite0" if settings.needs_teacher else "none"),
             engine=EngineConfig(ds_config="zero2"),

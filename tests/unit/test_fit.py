@@ -60,7 +60,7 @@ def test_a_dataset_that_cannot_say_it(changes, says):
 
 @pytest.mark.parametrize("name", [name for name in PRESETS if name.startswith("folder-")])
 def test_a_folder_preset_names_the_missing_dataset(name):
-    with pytest.raises(UserError, match="--data.path '' is not a folder"):
+    with pytest.raises(UserError, match="--data.path '' is not a folder: name one that erw prepare made"):
         open_data(preset(name))
 
 

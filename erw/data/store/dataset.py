@@ -109,7 +109,7 @@ class StoreDataset:
 
     def prefetch(self, shards: Iterable[int], teachers: Iterable[str], images: bool) -> None:
         """See `erw.data.stream.Dataset`: into the local cache, or from the disk into memory."""
-        columns = ["latents", "labels", *(self.teachers[name].tokens for name in teachers), *["images"] * images]
+        columns = ["latents", "labels", *(self.teachers[name].tokens for name in teachers), *[self._pixels] * images]
         groups = dict.fromkeys(self.column(name).group for name in columns)
         self.place.prefetch([(shard, group) for shard in shards for group in groups])
 
