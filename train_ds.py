@@ -8,17 +8,15 @@ python train_ds.py in256-repa-b2 --dry-run
 import sys
 
 import erw  # noqa: F401  (first: it drops this folder from sys.path, where kernels/ would hide another package)
-from erw.build import build_step, check_data
+from erw.build import build_step, fit_to_data, open_data
 from erw.config import TrainConfig
-from erw.data import open_dataset
-from erw.data.stream import stream
+from erw.data.stream import Dataset, stream
 from erw.engine.config import micro_batch
 from erw.engine.engine import Engine
 from erw.engine.ranks import Ranks, start_ranks, stop_ranks
 from erw.engine.watch import Watch
 from erw.errors import Stopped, exits_cleanly
 from erw.evaluate.running import RunningEvaluation
-from erw.latents import latent_space
 from erw.options import parse
 from erw.plan import Costs, plan_text
 from erw.profile.recorder import Profile
@@ -31,17 +29,16 @@ from erw.teachers.features import FeatureSource
 @repeatable
 def train(config: TrainConfig) -> None:
     """One run, from its first image or from a checkpoint to its last, on every rank."""
-    config.check()
+    config, dataset = open_data(config)
     ranks = start_ranks(config.engine.timeout)
     with Watch(ranks, config.engine.timeout) as watch:
-        train_watched(config, ranks, watch)
+        train_watched(config, dataset, ranks, watch)
 
 
-def train_watched(config: TrainConfig, ranks: Ranks, watch: Watch) -> None:
+def train_watched(config: TrainConfig, dataset: Dataset, ranks: Ranks, watch: Watch) -> None:
     """`train`, while ``watch`` looks after the ranks. Raises `Stopped` where a signal asks for it."""
     micro = micro_batch(config.train.batch, config.engine.accumulation, ranks.count)
-    dataset, space = open_dataset(config.data), latent_space(config.latents)
-    check_data(config, dataset, space)
+    config, space = fit_to_data(config, dataset)
     config, decisions = settle(config, ranks)
     run = Run(config, ranks, watch.hosts)
     watch.before_exit = run.abandon
@@ -51,7 +48,7 @@ def train_watched(config: TrainConfig, ranks: Ranks, watch: Watch) -> None:
         run.finish()
         return
 
-    features = FeatureSource(config.active_teacher, dataset, ranks.device, config.method.group, micro)
+    features = FeatureSource(config.active_teacher, dataset, ranks.device, config.method.group, micro, config.model.grid)
     with run.accounts.apart("teacher"):
         features.prepare()
     costs = Costs(config, features)
@@ -69,7 +66,7 @@ def train_watched(config: TrainConfig, ranks: Ranks, watch: Watch) -> None:
     def part(name: str):
         """Around each part of a step: says where this rank is, times it, and profiles it where the step is profiled."""
         watch.mark(name)
-        return run.guard.pace.part(name, profile.part(name))
+        return run.guard.pace.part(name, run.gauges.part(name, profile.part(name)))
 
     run.accounts.restart_clock()
     while not run.complete:
@@ -146,6 +143,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Parse the command line, then print the plan or train."""
     config, dry_run = parse(sys.argv[1:] if arguments is None else arguments)
     if dry_run:
+        if config.data.fit:
+            config, _ = open_data(config)
         config.check()
         print(plan_text(config))
         return

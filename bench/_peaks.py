@@ -1,19 +1,8 @@
-"""What the device can do at best: published dense bf16 peaks, and measured GEMM rate and copy bandwidth."""
+"""What the device can do at best: measured GEMM rate and copy bandwidth. Published peaks: `erw.devices`."""
 
 import torch
 
 from erw.bench._timing import interleave
-
-# Dense bf16 tensor-core peak in TFLOP/s (no sparsity), by a word of the device's name. Vendor data sheets.
-BF16_PEAKS = {"A100": 312.0, "H100": 989.5, "H800": 989.5, "H200": 989.5}
-
-
-def bf16_peak(name: str) -> float | None:
-    """Published dense bf16 peak of the device called ``name`` in TFLOP/s, None where it is not in the table."""
-    # Hopper's PCIe and NVL boards run at lower clocks and have other peaks; A100's boards share one.
-    if "A100" not in name and ("PCIe" in name or "NVL" in name):
-        return None
-    return next((peak for word, peak in BF16_PEAKS.items() if word in name), None)
 
 
 def measured_peaks(device: torch.device, *, size: int, copy_mib: int, rounds: int) -> dict[str, float | int]:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import erw  # noqa: F401
-from erw.bench import convergence
+from erw.bench import _curves
 from erw.errors import UserError, exits_cleanly
 from erw.presets import preset
 from train_ds import stop_ranks, train
@@ -23,7 +23,7 @@ def run_methods(out: Path, seed: int) -> dict[str, Path]:
     for name in METHODS:
         config = preset(f"digits-{name}")
         runs[name] = out / name
-        print(f"\n{convergence.NAMES[name]}: {config.train.images:,} images", flush=True)
+        print(f"\n{_curves.NAMES[name]}: {config.train.images:,} images", flush=True)
         train(replace(config, train=replace(config.train, out=str(runs[name]), seed=seed, resume="auto")))
     stop_ranks()
     return runs
@@ -43,11 +43,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="seed of all three runs")
     options = parser.parse_args()
     runs = run_methods(options.out, options.seed)
-    summary = convergence.summarise(runs)
+    summary = _curves.summarise(runs)
     (options.out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-    convergence.draw_curves(summary, options.out / "convergence.png")
-    convergence.draw_samples(runs, options.out / "samples.png")
-    print("\n" + convergence.table(summary))
+    _curves.draw_curves(summary, options.out / "convergence.png")
+    _curves.draw_samples(runs, options.out / "samples.png")
+    print("\n" + _curves.table(summary))
     print("Frechet distance to held-out digits: lower is better. Accuracy: of class-conditional samples, by the judge.")
     for name in ("samples.png", "convergence.png", "summary.json"):
         print(options.out / name)

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 import erw  # noqa: F401
+from erw.bench._curves import environment
 from erw.bench._section import with_section
-from erw.bench.convergence import environment
 from erw.errors import UserError, exits_cleanly
 from erw.presets import preset
 from erw.probe import figures, placement_report, tables

@@ -16,7 +16,7 @@ from erw.bench._ladder import Plan
 from erw.bench._largest import largest
 from erw.bench._measure import Settings
 from erw.bench._options import device_for, numbers, parser_of
-from erw.bench._peaks import bf16_peak, measured_peaks
+from erw.bench._peaks import measured_peaks
 from erw.bench._record import Record
 from erw.bench._run import Run, jobs
 from erw.bench._scene import Scene
@@ -25,6 +25,7 @@ from erw.bench._table import lines_of
 from erw.bench._timing import Deadline
 from erw.bench.published import load_published
 from erw.bench.speed import WHAT
+from erw.devices import bf16_peak
 from erw.environment import fingerprint
 from erw.errors import UserError, exits_cleanly
 from erw.kernels.attention import BACKENDS

@@ -1,5 +1,6 @@
-"""Where curves are drawn besides metrics.jsonl: TensorBoard and Weights & Biases. x is training images everywhere."""
+"""Where figures go besides metrics.jsonl: TensorBoard, Weights & Biases, Prometheus. x is training images everywhere."""
 
+import re
 import secrets
 from pathlib import Path
 from typing import Protocol
@@ -89,6 +90,35 @@ class WeightsAndBiases:
         self._run.finish()
 
 
+class Prometheus:
+    """Figures as gauges ``erw_NAME`` on http://HOST:PORT/metrics; what has a slash in its name has the rest as a label."""
+
+    def __init__(self, host: str, port: int):
+        try:
+            from prometheus_client import CollectorRegistry, Gauge, start_http_server
+        except ImportError:
+            raise UserError("--train.prometheus needs prometheus_client: pip install 'erw[prometheus]'") from None
+        self._registry, self._gauge, self._gauges = CollectorRegistry(), Gauge, {}
+        try:
+            self._server, self._thread = start_http_server(port, host, registry=self._registry)
+        except OSError as error:
+            raise UserError(f"--train.prometheus {port}: {host}:{port} cannot be served: {error.strerror}") from None
+
+    def write(self, images: int, values: dict[str, float]) -> None:
+        for key, value in {"images": images, **values}.items():
+            name, _, part = key.partition("/")
+            name = "erw_" + re.sub(r"\W", "_", name)
+            if name not in self._gauges:
+                self._gauges[name] = self._gauge(name, f"erw: {key}", ["part"] if part else [], registry=self._registry)
+            gauge = self._gauges[name]
+            (gauge.labels(part) if part else gauge).set(value)
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
 def open_boards(config: TrainConfig, start: int) -> list[Board]:
     """The boards that the settings ask for, from image ``start`` on."""
     boards: list[Board] = []
@@ -96,6 +126,8 @@ def open_boards(config: TrainConfig, start: int) -> list[Board]:
         boards.append(TensorBoard(Path(config.train.out) / "tensorboard", start))
         if config.eval.name != "none":
             boards[-1].draw_published(anchors_for(config), config.train.images)
+    if config.train.prometheus:
+        boards.append(Prometheus(config.train.prometheus_host, config.train.prometheus))
     if config.train.wandb != "none":
         boards.append(WeightsAndBiases(config.train.wandb, config))
     return boards

@@ -7,9 +7,10 @@ from torch import Tensor
 
 from erw import ops
 from erw.config import TrainConfig
+from erw.data import Dataset, open_dataset
 from erw.engine.config import read_ds_config, stage_of
 from erw.errors import UserError
-from erw.latents import Pixels, VaeLatents
+from erw.latents import LatentConfig, Pixels, VaeLatents, latent_space, settled
 from erw.models.embed import rope_table
 from erw.models.sit import SiT, SiTConfig
 from erw.step import TrainStep, public_name
@@ -80,13 +81,60 @@ def build_sampler_model(config: SiTConfig, weights: dict[str, Tensor], device: t
     return model.eval().requires_grad_(False).to(device)
 
 
-def check_data(config: TrainConfig, dataset, space: Pixels | VaeLatents) -> None:
+def open_data(config: TrainConfig) -> tuple[TrainConfig, Dataset]:
+    """(settings, checked; the dataset that they name). With ``--data.fit`` the dataset decides what only it can know.
+
+    Raises `UserError` for settings that contradict each other, and for a dataset that is missing or malformed.
+    """
+    if not config.data.fit:
+        config.check()
+        return config, open_dataset(config.data)
+    dataset = open_dataset(config.data)
+    config = taken_from(config, dataset)
+    config.check()
+    return config, dataset
+
+
+def taken_from(config: TrainConfig, dataset: Dataset) -> TrainConfig:
+    """``config`` with the dataset's classes, latents and autoencoder, and with its teachers where the method wants some and
+    none is named."""
+    stored, method = dataset.stored, config.method
+    if stored is None:
+        raise UserError(
+            f"{config.data.path} does not say what its latents are: prepare it with erw prepare, or give --data.fit false,"
+            " --latents.kind and the --model options"
+        )
+    sizes = {"num_classes": dataset.num_classes, "in_channels": stored.channels, "input_size": dataset.size}
+    given = config.latents.vae != LatentConfig().vae
+    latents = replace(config.latents, kind=stored.kind, vae=config.latents.vae if given else stored.vae or config.latents.vae)
+    teacher = config.teacher
+    if method.needs_teacher and not teacher.names:
+        if not dataset.cached:
+            raise UserError(
+                f"method {method.name} needs a teacher and {config.data.path} holds no features: prepare it with --teachers, or"
+                " train folder-sit"
+            )
+        teacher = replace(teacher, name=",".join(dataset.cached))
+    return replace(config, model=replace(config.model, **sizes), latents=latents, teacher=teacher)
+
+
+def fit_to_data(config: TrainConfig, dataset: Dataset) -> tuple[TrainConfig, Pixels | VaeLatents]:
+    """``config`` with what its latents leave to the dataset, and its space. Raises `UserError` where they do not fit."""
+    config = replace(config, latents=settled(config.latents, dataset.stored))
+    space = latent_space(config.latents)
+    _check_data(config, dataset, space)
+    return config, space
+
+
+def _check_data(config: TrainConfig, dataset: Dataset, space: Pixels | VaeLatents) -> None:
     """Raise `UserError` where the model does not fit the data."""
     model = config.model
     found = {"in_channels": space.channels(dataset.channels), "input_size": dataset.size}
-    for name, value in found.items():
-        if getattr(model, name) != value:
-            raise UserError(f"--model.{name} is {getattr(model, name)}, the data has {value}: set --model.{name} {value}")
+    wrong = {name: value for name, value in found.items() if getattr(model, name) != value}
+    if wrong:
+        ours = " and ".join(f"--model.{name} is {getattr(model, name)}" for name in wrong)
+        theirs = " and ".join(str(value) for value in wrong.values())
+        raise UserError(f"{ours}, the data has {theirs}: set {' '.join(f'--model.{k} {v}' for k, v in wrong.items())}")
     if dataset.num_classes > model.num_classes:
         raise UserError(
             f"labels run to {dataset.num_classes - 1}, --model.num_classes is {model.num_classes}: set it to"

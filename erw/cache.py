@@ -89,11 +89,11 @@ def _key(name: str, fingerprint: dict[str, Any]) -> str:
 
 
 def digest(weights: Weights) -> str:
-    """SHA-256 over names, shapes, dtypes and bytes."""
+    """SHA-256 over names, shapes, dtypes and bytes, in the names' order."""
     total = hashlib.sha256()
     for name, tensor in sorted(weights.items()):
         total.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        total.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+        total.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy().data)
     return total.hexdigest()
 
 

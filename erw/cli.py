@@ -14,7 +14,7 @@ def main(arguments: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     if not arguments or arguments[0] in ("-h", "--help"):
         print(f"erw {__version__}: diffusion transformers with representation alignment\n")
-        print("\n".join(f"  erw {name:<8} {text}" for name, text in COMMANDS.items()))
+        print("\n".join(f"  erw {name:<11} {text}" for name, text in COMMANDS.items()))
         print("\nerw COMMAND --help says more.")
         sys.exit(0 if arguments else 2)
     if arguments[0] == "--version":
@@ -22,7 +22,7 @@ def main(arguments: list[str] | None = None) -> None:
         return
     if arguments[0] not in COMMANDS:
         raise UserError(f"'{arguments[0]}' is not a command; known: {', '.join(COMMANDS)}")
-    import_module(f"erw.commands.{arguments[0]}").run(arguments[1:])
+    import_module(f"erw.commands.{arguments[0].replace('-', '_')}").run(arguments[1:])
 
 
 if __name__ == "__main__":

@@ -12,8 +12,9 @@ from erw.latents import LatentConfig
 from erw.models.sit import SiTConfig
 from erw.objectives import OBJECTIVES, Flow, Objective
 from erw.optim import OptimConfig
+from erw.redact import redacted
 from erw.samplers import SampleConfig
-from erw.settings import from_dict, nearest, setting
+from erw.settings import from_dict, leaves, nearest, setting
 from erw.teachers import TeacherConfig, teacher_specs
 from erw.types import TeacherSpec
 
@@ -41,10 +42,16 @@ class RunConfig:
         "stop", "what it does then: stop; rollback: weights back to a checkpoint before them, with the data that come next"
     )
     log_every: int = setting(25_600, "images between lines of metrics.jsonl")
+    progress: Literal["auto", "bar", "line", "none"] = setting(
+        "auto", "what is shown meanwhile: a bar; a line a report; auto: a bar on a terminal, else lines"
+    )
+    prometheus: int = setting(0, "port on which the first rank serves its figures to Prometheus; 0: none")
+    prometheus_host: str = setting("127.0.0.1", "address of that port; 0.0.0.0 lets other machines read, unprotected")
     tensorboard: bool = setting(True, "write curves for TensorBoard as well")
     wandb: str = setting("none", "none, or a Weights & Biases project to write curves to")
     deterministic: bool = setting(False, "the same bits from the same start on the same machine, or an error; slower")
     profile: int = setting(0, "steps of each phase to profile, after three of warm-up (docs/profiling.md); 0: none")
+    profile_at: int = setting(0, "image from which they are profiled, where a phase reaches it; 0: at once")
     profiler: Literal["torch", "nsight"] = setting(
         "torch", "torch: a trace and a page of figures in the run's folder; nsight: NVTX ranges for nsys and ncu"
     )
@@ -53,9 +60,11 @@ class RunConfig:
         for name in ("images", "batch", "keep", "log_every"):
             if getattr(self, name) < 1:
                 raise UserError(f"--train.{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("seed", "profile", "max_skipped"):
+        for name in ("seed", "profile", "profile_at", "max_skipped"):
             if getattr(self, name) < 0:
                 raise UserError(f"--train.{name} must not be negative, not {getattr(self, name)}")
+        if not 0 <= self.prometheus < 65536:
+            raise UserError(f"--train.prometheus takes a port, or 0 for none, not {self.prometheus}")
         if self.init_convention != "none" and self.init_from == "none":
             raise UserError(f"--train.init_convention {self.init_convention} needs a .pt file: name it with --train.init_from")
 
@@ -78,6 +87,12 @@ class TrainConfig:
 
     def check(self) -> None:
         """Raise `UserError` where sections contradict each other. Needs no data and no device."""
+        for name, _, _, value in leaves(self):
+            if isinstance(value, str) and redacted(value) != value:
+                raise UserError(
+                    f"--{name} holds credentials ({redacted(value)}), and settings are written into the run's folder: give them"
+                    " in the environment (AWS_ACCESS_KEY_ID, HF_TOKEN and the like)"
+                )
         self.method.check(self.model, self.teacher_specs, self.train.batch)
         self.objective.check(self.model)
         self.sample.check(self.objective)
@@ -96,8 +111,8 @@ class TrainConfig:
 
     @property
     def teacher_specs(self) -> tuple[TeacherSpec, ...]:
-        """The shapes of the teachers that the method uses."""
-        return teacher_specs(self.active_teacher)
+        """The shapes of the teachers that the method uses, on the model's token grid."""
+        return teacher_specs(self.active_teacher, self.model.grid)
 
 
 def config_from_dict(data: dict[str, Any]) -> TrainConfig:

@@ -6,6 +6,8 @@ import os
 import sys
 from collections.abc import Callable
 
+from erw.redact import redacted
+
 
 class UserError(Exception):
     """Bad input. The message names the option or file and says how to mend it; the process exits with code 2."""
@@ -38,7 +40,10 @@ def exits_cleanly(main: Callable[..., None]) -> Callable[..., None]:
             main(*args, **kwargs)
         except UserError as error:
             if str(error) and (os.environ.get("RANK", "0") == "0" or isinstance(error, RankError)):
-                print(f"erw: {'stopped' if isinstance(error, Stopped) else 'error'}: {error}", file=sys.stderr, flush=True)
+                kind = "stopped" if isinstance(error, Stopped) else "error"
+                many = isinstance(error, RankError) and os.environ.get("WORLD_SIZE", "1") != "1"
+                tag = f"[rank {os.environ.get('RANK', '0')}] " * many
+                print(f"erw: {kind}: {tag}{redacted(str(error))}", file=sys.stderr, flush=True)
             sys.exit(error.code)
         except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -16,6 +16,7 @@ ALIASES = {
     "--images": "--train.images",
     "--batch": "--train.batch",
     "--profile": "--train.profile",
+    "--profile-at": "--train.profile_at",
 }
 
 

@@ -23,6 +23,7 @@ from erw.engine.ranks import Ranks
 from erw.environment import device_name, fingerprint
 from erw.errors import RankError, Stopped, UserError
 from erw.files import json_bytes, whole
+from erw.gauges import Gauges
 from erw.guard import Guard
 from erw.init_from import pinned, read_start, require
 from erw.settings import to_dict
@@ -55,8 +56,9 @@ class Run:
         if ranks.first:
             self._open_folder()
         boards = open_boards(config, self.images) if ranks.first else []
-        self.telemetry = Telemetry(self.folder, config.train.images, self.images, ranks.first, boards)
         train = config.train
+        self.telemetry = Telemetry(self.folder, train.images, self.images, ranks.first, boards, train.progress)
+        self.gauges = Gauges(ranks, self.accounts)
         self.saver = checkpoint.Saver(self.checkpoints, train.keep, ranks.first, train.async_save)
         self.guard = Guard(self, hosts or [""] * ranks.count)
         for line in warnings:
@@ -147,7 +149,8 @@ class Run:
             values |= {"lr": self.lr_at(self._before)}
             values |= {"images_per_second": entry["images"] / max(entry["seconds"], 1e-9)}
             values |= {"seconds": self.accounts.total("seconds"), "flops": self.accounts.total("flops")}
-            self.telemetry.log(self.images, {k: v for k, v in (values | paces).items() if v is not None})
+            values |= paces | self.gauges.read()
+            self.telemetry.log(self.images, {k: v for k, v in values.items() if v is not None})
 
     def due(self, every: int) -> bool:
         """Whether the last step passed a multiple of ``every`` images (0: never)."""

@@ -14,6 +14,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from erw.boards import Board
+from erw.progress import Style, progress
+from erw.redact import redacted
 
 
 class Accounts:
@@ -90,7 +92,7 @@ class Arriving:
 class Telemetry:
     """Reports of one run, from the first rank only. Device values are read one report late, so the loop never waits."""
 
-    def __init__(self, folder: Path, total_images: int, start: int, speaks: bool, boards: list[Board]):
+    def __init__(self, folder: Path, total_images: int, start: int, speaks: bool, boards: list[Board], style: Style = "auto"):
         self.speaks = speaks
         self._pending: list[tuple[int, Arriving]] = []
         self._disk_said = False
@@ -98,18 +100,12 @@ class Telemetry:
             return
         self._file = (folder / "metrics.jsonl").open("a", encoding="utf-8")
         self._boards = boards
-        # The bar appears with the first step: a mistake found before it gets a line of its own.
-        self._bar: tqdm | None = None
-        self._span = total_images, start
+        self._progress = progress(style, total_images, start)
 
     def advance(self, images: int, phase: str) -> None:
-        """Move the bar."""
+        """Count on."""
         if self.speaks:
-            if self._bar is None:
-                total, start = self._span
-                self._bar = tqdm(total=total, initial=start, unit="img", unit_scale=True, dynamic_ncols=True, mininterval=0.5)
-            self._bar.set_description(phase, refresh=False)
-            self._bar.update(images)
+            self._progress.advance(images, phase)
 
     def log(self, images: int, values: dict[str, Any]) -> None:
         """Queue ``values`` (numbers or 0-d tensors) for image ``images`` and write what was queued before."""
@@ -122,8 +118,7 @@ class Telemetry:
         for images, values in self._pending:
             row = values.read()
             self._write({"images": images, **row})
-            if self._bar is not None:
-                self._bar.set_postfix({k: f"{row[k]:.4g}" for k in ("loss", "align") if k in row}, refresh=False)
+            self._progress.show(images, row)
             for board in self._boards:
                 try:
                     board.write(images, {key: value for key, value in row.items() if isinstance(value, (int, float))})
@@ -149,18 +144,18 @@ class Telemetry:
     def say(self, text: str) -> None:
         """One line above the bar."""
         if self.speaks:
-            tqdm.write(text)
+            tqdm.write(redacted(text))
 
     def end_bar(self) -> None:
         """Leave the bar as it is; what is said next has a line of its own."""
-        if self.speaks and self._bar is not None:
-            self._bar.close()
+        if self.speaks:
+            self._progress.close()
 
     def close(self) -> None:
         """Write what is queued and end the bar."""
         if self.speaks:
             self.flush()
-            self.end_bar()
+            self._progress.close()
             self._write(None)
             with contextlib.suppress(OSError):  # said
                 self._file.close()

@@ -1,6 +1,7 @@
 """The few types that data, models and methods share."""
 
 from dataclasses import dataclass, field, fields
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from torch import Tensor
 class Batch:
     """One micro-batch of one rank. B is the micro-batch size.
 
-    latents   (B, C, H, W) fp32, scaled to unit variance, as the model sees them
+    latents   (B, C, H, W) as stored: what `erw.latents` draws the model's from; fp32, or uint8 pixels
     labels    (B,) int64
     index     (B,) int64, position of each sample in the training stream (0, 1, 2, ... over all epochs)
     features  teacher name to (W, N, D), its patch tokens of the clean images, N a square grid in row order
@@ -87,11 +88,38 @@ class Phase:
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherSpec:
-    """What a method must know of a teacher: its name, its feature width and the side of its patch grid."""
+    """What a method must know of a teacher: its name, its feature width and the side of its token grid (the model's, where
+    the teacher can be resampled to it). Whether it has a class token does not tell features apart."""
 
     name: str
     width: int
     grid: int
+    has_class_token: bool = field(default=False, compare=False)
+
+
+# One number for all channels, or one for each.
+PerChannel = float | tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredLatents:
+    """What a dataset's ``latents`` are, as its manifest says under that key.
+
+    kind          pixels; vae: moments, mean then standard deviation, 2 * channels of them; latents: drawn or deterministic
+    vae           hub name or folder of the VAE that made them
+    scale, shift  the model sees (latent - shift) * scale
+    channels      of the latent, without moments
+    stride        pixels of the image a pixel of the latent, a side
+    digest        SHA-256 of the VAE's weights, where it was loaded
+    """
+
+    kind: Literal["pixels", "vae", "latents"]
+    vae: str = ""
+    scale: PerChannel = 1.0
+    shift: PerChannel = 0.0
+    channels: int
+    stride: int = 1
+    digest: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)

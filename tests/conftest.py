@@ -53,6 +53,6 @@ def run_erw():
         command += program.split() if program.startswith("-m") else [str(ROOT / program)]
         threads = "1" if ranks > 1 else "2"
         return subprocess.run([*command, *map(str, arguments)], capture_output=True, text=True, timeout=timeout,
-                              env=environment(OMP_NUM_THREADS=threads, **(env or {})), cwd=ROOT)  # fmt: skip
+                              env=environment(**{"OMP_NUM_THREADS": threads} | (env or {})), cwd=ROOT)  # fmt: skip
 
     return run

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from erw.errors import UserError
+from erw.files import plain_name
 from erw.optim import STATE_KEYS, WEIGHTS
 
 FORMAT = 1
@@ -71,6 +72,8 @@ def _description(checkpoint: Path) -> tuple[dict[str, Any], str | None]:
     if version != FORMAT:
         raise UserError(f"{checkpoint} has format {version}, this version of erw reads format {FORMAT}")
     for name, entry in files.items():
+        if not plain_name(name):
+            return {}, f"{file} names {name!r}, which is no file of this folder"
         size = (checkpoint / name).stat().st_size if (checkpoint / name).exists() else None
         if size != entry["bytes"]:
             return data, f"{checkpoint / name} is {'missing' if size is None else 'truncated'}"

@@ -1,12 +1,14 @@
 """A folder of memory-mapped arrays: the simplest dataset of latents that needs no library to write.
 
-    manifest.json   {"num_classes": 1000, "teachers": [{"name", "width", "grid", "flops_per_image", "file"}]}
-    latents.npy     (N, C, S, S) latents, or (N, 2C, S, S) VAE moments (mean, then standard deviation); fp16 or fp32
+    manifest.json   {"num_classes": 1000, "teachers": [{"name", "width", "grid", "flops_per_image", "file"}], "latents": {...}}
+    latents.npy     (N, C, S, S) latents, or (N, 2C, S, S) VAE moments (mean, then standard deviation); fp16 or fp32; or
+                    pixels, uint8
     labels.npy      (N,) integers in 0..num_classes-1
     FILE            (N, T, D) patch tokens of each teacher in the manifest; features.npy where it names no file
     images.npy      (N, 3, H, W) uint8; optional, for a teacher that runs online
 
-Which of the two `latents.npy` holds is the latent space's business (`erw.latents`).
+What `latents.npy` holds is the latent space's business (`erw.latents`); under "latents" the manifest may say it
+(`erw.types.StoredLatents`), and then the settings must agree.
 """
 
 import json
@@ -17,7 +19,9 @@ import torch
 from torch import Tensor
 
 from erw.errors import UserError
-from erw.types import CachedTeacher, TeacherSpec
+from erw.files import plain_name
+from erw.settings import from_dict
+from erw.types import CachedTeacher, StoredLatents, TeacherSpec
 
 
 class ArrayDataset:
@@ -40,8 +44,10 @@ class ArrayDataset:
                 f"{self.path}/labels.npy holds {low}..{high}, outside 0..{self.num_classes - 1}: mend the labels or"
                 " num_classes in manifest.json"
             )
-        self.has_images = (self.path / "images.npy").exists()
-        self._images = self._open("images.npy", 4, rows=len(self.latents)) if self.has_images else None
+        self.stored = self._stored(manifest)
+        separate = (self.path / "images.npy").exists()
+        self.has_images = separate or self.latents.dtype == np.uint8
+        self._images = self._open("images.npy", 4, rows=len(self.latents)) if separate else self.latents
         self.cached: dict[str, CachedTeacher] = {}
         self._features: dict[str, np.ndarray] = {}
         for entry in manifest.get("teachers") or [e for e in [manifest.get("teacher")] if e]:
@@ -57,6 +63,12 @@ class ArrayDataset:
             raise UserError(f"{file} is missing: {self.path} is not an arrays dataset") from None
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{file} is not a manifest with num_classes: {error!r}") from None
+
+    def _stored(self, manifest: dict) -> StoredLatents | None:
+        try:
+            return from_dict(StoredLatents, manifest["latents"]) if "latents" in manifest else None
+        except UserError as error:
+            raise UserError(f"{self.path}/manifest.json: latents: {error}") from None
 
     def _open(self, name: str, dims: int, rows: int | None = None) -> np.ndarray:
         file = self.path / name
@@ -76,6 +88,10 @@ class ArrayDataset:
             file, flops = entry.get("file", "features.npy"), int(entry["flops_per_image"])
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{self.path}/manifest.json: teacher lacks or garbles {error}") from None
+        if not plain_name(file):
+            raise UserError(
+                f"{self.path}/manifest.json names {file!r} for teacher {spec.name}, which is no file of this folder"
+            )
         features = self._open(file, 3, rows=len(self.latents))
         if features.shape[1:] != (spec.grid**2, spec.width):
             raise UserError(
@@ -88,8 +104,12 @@ class ArrayDataset:
         return len(self.labels)
 
     def fetch(self, rows: np.ndarray) -> dict[str, Tensor]:
-        """Rows as tensors: latents fp32, labels int64."""
-        return {"latents": _rows(self.latents, rows).float(), "labels": _rows(self.labels, rows).long()}
+        """Rows as tensors: latents fp32 (uint8 where they are pixels), labels int64."""
+        latents = _rows(self.latents, rows)
+        return {
+            "latents": latents if latents.dtype == torch.uint8 else latents.float(),
+            "labels": _rows(self.labels, rows).long(),
+        }
 
     def features(self, name: str, rows: np.ndarray) -> Tensor:
         """(W, N, D) tokens of one teacher in their stored dtype."""

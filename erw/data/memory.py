@@ -11,9 +11,10 @@ from erw.types import CachedTeacher, TeacherSpec
 
 
 class MemoryDataset:
-    """Images (N, C, S, S) fp32 that are their own latents, labels (N,) int64, and features once someone adds them."""
+    """Images (N, C, S, S) fp32 in [-1, 1], their own latents; labels (N,) int64; features once someone adds them."""
 
     has_images = True
+    stored = None
 
     def __init__(self, images: Tensor, labels: Tensor, num_classes: int):
         self.pixels, self.labels, self.num_classes = images, labels, num_classes

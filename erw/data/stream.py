@@ -17,14 +17,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from erw.types import Batch, CachedTeacher
+from erw.types import Batch, CachedTeacher, StoredLatents
 
 
 class Dataset(Protocol):
     """A source of training images with random access."""
 
     num_classes: int
-    channels: int  # of the latent, after the latent space has drawn it
+    channels: int  # as stored: of VAE moments twice the latent's
+    stored: StoredLatents | None  # what the latents are; None: the settings alone say it
     size: int  # side of the latent
     has_images: bool  # pixels for a teacher that runs online
     cached: dict[str, CachedTeacher]  # features that it holds, by the teacher's name

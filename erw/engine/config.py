@@ -24,6 +24,7 @@ _OWNED = {
     "fp16": "--engine.precision",
     "torch_autocast": "--engine.precision",
     "activation_checkpointing": "--engine.recompute",
+    "communication_data_type": "--engine.reduce_dtype",
 }
 
 
@@ -52,6 +53,9 @@ class EngineConfig:
     )
     compile: Literal["none", "blocks"] = setting(
         "none", "torch.compile of each block, in place; the first steps take minutes, and need a C++ compiler on a CPU"
+    )
+    reduce_dtype: Literal["auto", "fp32", "bf16"] = setting(
+        "auto", "dtype in which gradients are summed over ranks; auto: that of the weights"
     )
     timeout: float = setting(
         600.0, "seconds without a sign of life, or within a step of progress, after which a rank is lost and the job ends"
@@ -151,6 +155,7 @@ def deepspeed_dict(config: EngineConfig, batch: int, ranks: int, optim: OptimCon
         zero["compute_grad_norm"] = False
     return {
         **merged,
+        **({} if config.reduce_dtype == "auto" else {"communication_data_type": config.reduce_dtype}),
         "zero_optimization": zero,
         "train_batch_size": batch,
         "train_micro_batch_size_per_gpu": micro_batch(batch, config.accumulation, ranks),

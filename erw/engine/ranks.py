@@ -11,10 +11,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from erw.engine.talk import Talk
+from erw.engine.voices import tag_rank
 from erw.errors import RankLost
 
 # Ranks that share work meet at its end only, which one may reach hours before another.
 _PATIENCE = timedelta(days=2)
+
+talk = Talk()
+"""This process's time in collectives, on CPUs."""
 
 
 @dataclass(frozen=True)
@@ -127,12 +132,15 @@ def start_ranks(timeout: float = 1800.0) -> Ranks:
     if not cuda and not dist.is_initialized():
         # On a CPU DeepSpeed would spend most of a minute compiling a shared-memory all-reduce. gloo does without.
         deepspeed.ops.__compatible_ops__ = {}
+        talk.listen()  # before DeepSpeed takes hold of them
     try:
         deepspeed.init_distributed("nccl" if cuda else "gloo", auto_mpi_discovery=False, verbose=False,
                                    timeout=timedelta(seconds=timeout))  # fmt: skip
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[0]
         raise RankLost(f"the ranks did not all meet within {timeout:g} s ({reason}): start the job again") from error
+    if dist.get_world_size() > 1:
+        tag_rank(dist.get_rank())
     return Ranks(dist.get_rank(), dist.get_world_size(), device)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from erw.errors import UserError
 from erw.settings import nearest
-from erw.teachers import TEACHERS, load_teacher
+from erw.teachers import TEACHERS, TeacherConfig, load_teacher
 
 
 class Extractor(Protocol):
@@ -35,11 +35,11 @@ def load_extractor(name: str, device: torch.device, weights: Path | None = None)
 
     Raises `UserError` for an unknown name and for weights that cannot be had.
     """
-    if name not in FEATURES:
+    if name not in FEATURES and not name.startswith("timm:"):
         raise UserError(f"--features '{name}' is not known; {nearest(name, FEATURES)}")
     if weights is not None and name != "inception":
         raise UserError(f"--weights is the file of --features inception, not of {name}: leave it out")
-    return FEATURES[name](name, device, weights)
+    return FEATURES.get(name, _teacher)(name, device, weights)
 
 
 @contextlib.contextmanager
@@ -73,9 +73,8 @@ class TeacherFeatures:
 
     def __init__(self, name: str, device: torch.device):
         self.name, self.device = name, device
-        self.teacher = load_teacher(name, device)
-        self.width = self.teacher.spec.width
-        whole = hasattr(self.teacher, "class_token")
+        self.teacher = load_teacher(name, device, config=TeacherConfig(precision="fp32"))
+        self.width, whole = self.teacher.spec.width, self.teacher.spec.has_class_token
         self.facts = {
             "network": f"teacher {name}, {'its class token' if whole else 'the mean of its patch tokens'}",
             "resize": "the teacher's own",
@@ -85,10 +84,11 @@ class TeacherFeatures:
     def __call__(self, pixels: Tensor) -> dict[str, Tensor]:
         pixels = pixels.to(self.device)
         with full_precision(self.device):
-            if hasattr(self.teacher, "class_token"):
-                return {"features": self.teacher.class_token(pixels).float()}
             # The embedded teachers see the model's own images, one channel in [-1, 1].
-            return {"features": self.teacher.tokens(signed(pixels[:, :1])).mean(dim=1).float()}
+            of_digits = TEACHERS.get(self.name) == "digits"
+            encoded = self.teacher.encode(signed(pixels[:, :1]) if of_digits else pixels)
+            whole = encoded.class_token if self.teacher.spec.has_class_token else encoded.tokens.mean(dim=1)
+            return {"features": whole.float()}
 
 
 def _inception(name: str, device: torch.device, weights: Path | None) -> Extractor:
@@ -108,7 +108,7 @@ def _teacher(name: str, device: torch.device, weights: Path | None) -> Extractor
 
 
 FEATURES: dict[str, Callable[[str, torch.device, Path | None], Extractor]] = {
+    **dict.fromkeys(TEACHERS, _teacher),
     "inception": _inception,
     "efficientnet-lite0": _lite,
-    **dict.fromkeys(TEACHERS, _teacher),
 }

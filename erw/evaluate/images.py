@@ -12,6 +12,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from erw.data import digits
+from erw.data.store import StoreDataset, is_store
 from erw.errors import UserError
 
 SUFFIXES = {".png", ".webp", ".jpg", ".jpeg", ".bmp"}
@@ -34,8 +35,8 @@ class Images:
 
 
 def open_images(path: Path | str) -> Images:
-    """The images in ``path``: an .npz, a folder of image files, what ``erw sample`` wrote, a dataset's folder with its
-    images.npy, or the name of a built-in set (`BUILT_IN`). Raises `UserError` for what is none of these.
+    """The images in ``path``: an .npz, a folder of image files, what ``erw sample`` or ``erw prepare`` wrote, a dataset's
+    folder with its images.npy, or the name of a built-in set (`BUILT_IN`). Raises `UserError` for what is none of these.
     """
     if str(path) in BUILT_IN and not Path(path).exists():
         return _digits(str(path))
@@ -44,6 +45,8 @@ def open_images(path: Path | str) -> Images:
         raise UserError(f"'{path}' does not exist: name an .npz, a folder of images, a run, or {', '.join(BUILT_IN)}")
     if (path / "samples.npz").is_file():
         path = path / "samples.npz"
+    if is_store(str(path)):
+        return _store(path)
     if (path / "images.npy").is_file():
         return _dataset(path / "images.npy")
     return _folder(path) if path.is_dir() else _npz(path)
@@ -143,6 +146,20 @@ def _dataset(file: Path) -> Images:
     return Images(
         str(file.parent), len(pixels), pixels.shape[1:], lambda size: map(np.ascontiguousarray, _slices(pixels, size))
     )
+
+
+def _store(path: Path) -> Images:
+    """The pixels of a prepared dataset."""
+    dataset = StoreDataset(str(path))
+    if not dataset.has_images:
+        raise UserError(f"{path} holds latents and no pixels: prepare it with --images to compare with it")
+    rows = np.arange(len(dataset))
+
+    def parts(size: int) -> Iterator[np.ndarray]:
+        for part in _slices(rows, size):
+            yield dataset.images(part).permute(0, 2, 3, 1).contiguous().numpy()
+
+    return Images(str(path), len(rows), next(parts(1)).shape[1:], parts, dataset.read("labels", rows).long())
 
 
 def _folder(path: Path) -> Images:

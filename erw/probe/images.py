@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from erw.build import check_data
+from erw.build import fit_to_data
 from erw.config import TrainConfig
 from erw.data import ArrayDataset, Dataset, digits, open_dataset
 from erw.data.memory import MemoryDataset
@@ -68,7 +68,7 @@ def read_images(config: TrainConfig, source: ImageSource, device: torch.device) 
         raise UserError(f"--count must be at least 1, not {source.count}")
     teacher_specs(TeacherConfig(name=source.teacher))
     dataset = open_dataset(config.data)
-    check_data(config, dataset, latent_space(config.latents))
+    config, _ = fit_to_data(config, dataset)
     if config.data.name == "digits":
         if source.held_out is not None:
             raise UserError("--held-out is for arrays: digits have held-out images of their own")
@@ -76,7 +76,7 @@ def read_images(config: TrainConfig, source: ImageSource, device: torch.device) 
         rows = [permutation(PROBE_SEED, 0, len(d))[: source.count] for d in (dataset, other)]
     elif source.held_out is not None:
         other, note = ArrayDataset(str(source.held_out)), f"held out: {source.held_out}"
-        check_data(config, other, latent_space(config.latents))
+        fit_to_data(config, other)
         rows = [permutation(PROBE_SEED, 0, len(d))[: source.count] for d in (dataset, other)]
     else:
         other, note = dataset, "held out from the probes alone: the generator has trained on them (--held-out names others)"
@@ -90,7 +90,7 @@ def read_images(config: TrainConfig, source: ImageSource, device: torch.device) 
 
 
 def _read(config: TrainConfig, dataset: Dataset, rows: np.ndarray, source: ImageSource, device: torch.device) -> Split:
-    features = _feature_source(dataset, source.teacher, device)
+    features = _feature_source(dataset, source.teacher, device, config.model.grid)
     space = latent_space(config.latents)
     parts = []
     for start in range(0, len(rows), _BATCH):
@@ -105,7 +105,7 @@ def _read(config: TrainConfig, dataset: Dataset, rows: np.ndarray, source: Image
     return Split(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
-def _feature_source(dataset: Dataset, teacher: str, device: torch.device) -> FeatureSource:
+def _feature_source(dataset: Dataset, teacher: str, device: torch.device, grid: int) -> FeatureSource:
     """From the dataset's cache where that has the teacher, else from the encoder, if there are images for it."""
     cached = teacher in dataset.cached or isinstance(dataset, MemoryDataset)
     if not cached and not dataset.has_images:
@@ -114,7 +114,8 @@ def _feature_source(dataset: Dataset, teacher: str, device: torch.device) -> Fea
             f"--teacher {teacher}: the dataset holds features of {have} and no images to compute them from: name another"
             " teacher, or prepare the dataset with this one"
         )
-    source = FeatureSource(TeacherConfig(name=teacher, source="cached" if cached else "online"), dataset, device)
+    settings = TeacherConfig(name=teacher, source="cached" if cached else "online", precision="fp32")
+    source = FeatureSource(settings, dataset, device, grid=grid)
     source.prepare()
     return source
 

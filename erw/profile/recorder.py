@@ -23,7 +23,8 @@ _NOTHING = nullcontext()
 
 
 class Profile:
-    """Listens to ``--train.profile`` steps of each phase, from its fourth step on; costs nothing outside them.
+    """Listens to ``--train.profile`` steps of each phase, from its fourth step on, or from the
+    image ``--train.profile_at``; costs nothing outside them.
 
     ``--train.profiler torch`` writes a trace and a page, from the first rank. ``nsight`` writes nothing itself: every rank
     marks the same ranges, and every operation, with NVTX between cudaProfilerStart and cudaProfilerStop. The host waits for
@@ -38,7 +39,7 @@ class Profile:
         if self.steps and self._nsight and not self._cuda:
             raise UserError("--train.profiler nsight needs a CUDA device; torch, the default, does without")
         self._listens = self.steps > 0 and (self._nsight or run.ranks.first)
-        self._phase, self._seen, self._from = "", 0, 0
+        self._phase, self._seen, self._from, self._first = "", 0, 0, 0
         self._open: profile | torch.autograd.profiler.emit_nvtx | None = None
 
     def part(self, name: str) -> AbstractContextManager:
@@ -51,11 +52,12 @@ class Profile:
             return
         if phase.name != self._phase:
             self.close()
-            self._phase, self._seen = phase.name, 0
+            self._phase, self._seen, self._first = phase.name, 0, 0
         self._seen += 1
-        if self._open is not None and self._seen > WARMUP_STEPS + self.steps:
+        if self._open is not None and self._seen >= self._first + self.steps:
             self.close()
-        if self._seen == WARMUP_STEPS + 1:
+        if not self._first and self._seen > WARMUP_STEPS and self.run.images >= self.run.config.train.profile_at:
+            self._first = self._seen
             self._start()
 
     def close(self) -> None:

@@ -24,10 +24,10 @@ from tqdm import tqdm
 from erw.config import TrainConfig
 from erw.engine.ranks import Ranks
 from erw.errors import UserError
+from erw.files import kept, lock
 from erw.latents import latent_space
 from erw.sample import manifest
 from erw.sample.blocks import Block, BlockSampler, Precision, check_precision, cut
-from erw.sample.files import kept, lock
 from erw.sample.labels import parse_labels
 from erw.sample.load import load_run, read_run
 from erw.sample.pictures import grid, to_uint8
@@ -98,7 +98,7 @@ def _claim(folder: Path, asked: dict[str, Any], store: Store, blocks: list[Block
     if ranks.first:
         try:
             manifest.read(folder)  # before anything is made in a folder that is not ours
-            held = lock(folder)
+            held = lock(folder, "erw sample")
             found = manifest.read(folder)
             if found is None:
                 manifest.write(folder, asked, complete=False, cost=None)

@@ -10,9 +10,8 @@ from torch import Tensor
 
 import erw
 from erw.errors import UserError
-from erw.files import json_bytes
+from erw.files import json_bytes, kept
 from erw.latents import LatentConfig
-from erw.sample.files import kept
 from erw.samplers import SampleConfig
 from erw.settings import to_dict
 

@@ -9,8 +9,9 @@ from typing import Literal, Protocol
 import numpy as np
 from PIL import Image
 
+from erw.files import kept
 from erw.sample.blocks import Block
-from erw.sample.files import kept, write_npz
+from erw.sample.files import write_npz
 from erw.sample.pictures import picture
 
 Format = Literal["npz", "png", "webp"]

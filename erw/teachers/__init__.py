@@ -1,75 +1,56 @@
 """Frozen encoders whose patch tokens methods align with. A new one is a new file and one line in ``TEACHERS``.
 
-Cached features stay what they are; an encoder is loaded only where it has to run.
+A file of teachers has ``spec_of(name, grid, config)``, ``flops_of(name, grid, config)``, both without weights, and
+``load_teacher(name, device, grid, config)``. Cached features stay what they are; an encoder is loaded only where it has to
+run, and no library of encoders before that.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from importlib import import_module
+from types import ModuleType
 
 import torch
-from torch import Tensor
 
 from erw.errors import UserError
-from erw.settings import nearest, setting
+from erw.settings import nearest
+from erw.teachers.base import GRID, Encoded, Teacher, TeacherConfig
+from erw.teachers.names import SHORT_NAMES
 from erw.types import TeacherSpec
 
+__all__ = ["GRID", "TEACHERS", "Encoded", "Teacher", "TeacherConfig", "load_teacher", "teacher_flops", "teacher_specs"]
 
-class Teacher(Protocol):
-    """What every teacher offers."""
+_DEFAULTS = TeacherConfig()
 
-    spec: TeacherSpec
-
-    def tokens(self, images: Tensor) -> Tensor:
-        """Patch tokens (B, grid^2, width) of images as its loader's file says, in row order, without gradient."""
-        ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class TeacherConfig:
-    """Settings of the teacher."""
-
-    name: str = setting("none", "none, or teachers by name, with commas between; each gets a projector of its own")
-    source: Literal["cached", "online"] = setting("cached", "features computed once, or by a forward in every step")
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The teachers, in the order of their projectors."""
-        return () if self.name == "none" else tuple(self.name.split(","))
-
-
-def _digits(name: str, device: torch.device) -> Teacher:
-    from erw.teachers.digits import load_teacher
-
-    return load_teacher(name, device)
-
-
-def _timm(name: str, device: torch.device) -> Teacher:
-    from erw.teachers.timm import load_teacher
-
-    return load_teacher(name, device)
-
-
-TEACHERS: dict[str, tuple[TeacherSpec, Callable[[str, torch.device], Teacher]]] = {
-    "digits-contrastive": (TeacherSpec(name="digits-contrastive", width=96, grid=4), _digits),
-    "digits-supervised": (TeacherSpec(name="digits-supervised", width=96, grid=4), _digits),
-    "dinov2-b": (TeacherSpec(name="dinov2-b", width=768, grid=16), _timm),
+# Name to the file that knows it.
+TEACHERS: dict[str, str] = {
+    "digits-contrastive": "digits",
+    "digits-supervised": "digits",
+    "efficientnet-lite0": "lite",
+    **dict.fromkeys(SHORT_NAMES, "timm"),
 }
 
 
-def teacher_specs(config: TeacherConfig) -> tuple[TeacherSpec, ...]:
-    """What is known of the named teachers without loading them."""
-    for name in config.names:
-        if name not in TEACHERS:
-            raise UserError(f"--teacher.name '{name}' is not known; {nearest(name, TEACHERS)}")
+def _file_of(name: str) -> ModuleType:
+    if name not in TEACHERS and not name.startswith("timm:"):
+        raise UserError(f"--teacher.name '{name}' is not known; {nearest(name, TEACHERS)} timm:MODEL takes any of timm's")
+    return import_module(f"erw.teachers.{TEACHERS.get(name, 'timm')}")
+
+
+def teacher_specs(config: TeacherConfig, grid: int = GRID) -> tuple[TeacherSpec, ...]:
+    """What is known of the named teachers, on a model's token ``grid``, without loading them."""
+    files = [_file_of(name) for name in config.names]
     if len(set(config.names)) < len(config.names):
         raise UserError(f"--teacher.name {config.name} names a teacher twice: once is enough")
-    return tuple(TEACHERS[name][0] for name in config.names)
+    return tuple(file.spec_of(name, grid, config) for file, name in zip(files, config.names, strict=True))
 
 
-def load_teacher(name: str, device: torch.device) -> Teacher:
-    """The encoder itself, frozen on ``device``."""
-    spec, load = TEACHERS[name]
-    teacher = load(name, device)
+def teacher_flops(name: str, grid: int = GRID, config: TeacherConfig = _DEFAULTS) -> int:
+    """Forward FLOPs of one image (1 multiply-add = 2), counted on a network without weights."""
+    return _file_of(name).flops_of(name, grid, config)
+
+
+def load_teacher(name: str, device: torch.device, grid: int = GRID, config: TeacherConfig = _DEFAULTS) -> Teacher:
+    """The encoder itself, frozen on ``device``, its tokens on ``grid``. Raises `UserError` for weights that cannot be had."""
+    file = _file_of(name)
+    teacher, spec = file.load_teacher(name, device, grid, config), file.spec_of(name, grid, config)
     assert teacher.spec == spec, f"{name}: the registry says {spec}, the encoder {teacher.spec}"
     return teacher

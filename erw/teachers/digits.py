@@ -7,16 +7,19 @@ encoder trained to classify. Both yield a 4x4 grid of patch tokens, whose mean t
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from erw.cache import Facts, Weights, cached_weights, reproducible, source_digest
+from erw.cache import Facts, Weights, cached_weights, digest, reproducible, source_digest
 from erw.data import digits
 from erw.data.digits import Augmentation, augment
 from erw.errors import UserError
+from erw.flops import measured_forward
+from erw.teachers.base import Encoded, TeacherConfig
 from erw.types import TeacherSpec
 
 WIDTH, GRID = 96, 4
@@ -85,7 +88,7 @@ class DigitsTeacher(nn.Module):
 
     def __init__(self, name: str, encoder: Encoder, facts: Facts):
         super().__init__()
-        self.spec = TeacherSpec(name=name, width=WIDTH, grid=GRID)
+        self.spec = spec_of(name)
         self.training_flops = int(facts["training_flops"])
         self.training_seconds = float(facts["training_seconds"])
         self.encoder = encoder.requires_grad_(False)
@@ -106,12 +109,46 @@ class DigitsTeacher(nn.Module):
         with torch.autocast(images.device.type, enabled=False):
             return self.encoder(images.float())
 
+    def encode(self, images: Tensor) -> Encoded:
+        """The tokens; these teachers have no class token."""
+        return Encoded(self.tokens(images), None)
 
-def load_teacher(name: str, device: torch.device | str) -> DigitsTeacher:
+    @property
+    def flops(self) -> int:
+        """Its forward for one image."""
+        return flops_of(self.spec.name)
+
+    def identity(self) -> dict[str, Any]:
+        """See `erw.teachers.base.Teacher`."""
+        return {
+            "name": self.spec.name,
+            "weights": "trained on the spot",
+            "digest": digest(self.encoder.state_dict()),
+            "width": WIDTH,
+            "grid": GRID,
+            "has_class_token": False,
+            "flops_per_image": self.flops,
+        }
+
+
+def spec_of(name: str, grid: int = GRID, config: TeacherConfig | None = None) -> TeacherSpec:
+    """Its shape: the digits' own grid, whatever the model's."""
+    return TeacherSpec(name=name, width=WIDTH, grid=GRID)
+
+
+def flops_of(name: str, grid: int = GRID, config: TeacherConfig | None = None) -> int:
+    """Forward for one image, counted without weights."""
+    with torch.device("meta"):
+        return measured_forward(Encoder().eval(), torch.empty(1, 1, digits.SIDE, digits.SIDE))
+
+
+def load_teacher(name: str, device: torch.device | str, grid: int = GRID, config: TeacherConfig | None = None) -> DigitsTeacher:
     """The teacher ``name`` on ``device``; trained (on the CPU) where the cache does not have it yet.
 
-    Raises `UserError` for an unknown name.
+    Raises `UserError` for an unknown name, and for a file of weights.
     """
+    if config is not None and name in config.files:
+        raise UserError(f"--teacher.file is not for {name}: it is trained on the spot")
     if name not in _TRAINERS:
         raise UserError(f"--teacher.name '{name}' is not a digits teacher: choose one of {', '.join(_TRAINERS)}")
     sources = source_digest(__file__, digits.__file__)

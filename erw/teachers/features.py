@@ -1,30 +1,28 @@
 """Where a step's teacher tokens come from: the dataset's cache, or the encoders in every step."""
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from erw.data.memory import MemoryDataset
 from erw.data.stream import Dataset, Wanted
 from erw.errors import UserError
-from erw.flops import measured_forward, teacher_share
-from erw.teachers import TeacherConfig, load_teacher, teacher_specs
+from erw.flops import teacher_share
+from erw.teachers import GRID, TeacherConfig, load_teacher, teacher_specs
+from erw.teachers.base import resampled
 from erw.types import Batch, Targets, TeacherSpec
-
-_FIRST_ROW = np.zeros(1, dtype=np.int64)
 
 
 class FeatureSource:
-    """Targets for a batch, and what they cost.
+    """Targets for a batch on the model's token ``grid``, and what they cost.
 
     ``wanted`` says what the data must bring along. ``flops(planned)`` is the teachers' share of each aligned training
     image, ``planned`` images being aligned in all. Groups larger than the micro-batch make an online teacher see images
     more than once.
     """
 
-    def __init__(self, config: TeacherConfig, dataset: Dataset, device: torch.device, group: int = 1, micro: int = 1):
-        self.config, self.dataset, self.device = config, dataset, device
-        self.specs = teacher_specs(config)
+    def __init__(self, config: TeacherConfig, dataset: Dataset, device: torch.device, group: int = 1, micro: int = 1,
+                 grid: int = GRID):  # fmt: skip
+        self.config, self.dataset, self.device, self.grid = config, dataset, device, grid
+        self.specs = teacher_specs(config, grid)
         self._teachers: list = []
         self._forward_flops: dict[str, int] = {}
         online = config.source == "online" and bool(self.specs)
@@ -35,11 +33,11 @@ class FeatureSource:
                 self._check_cache(spec)
 
     def _check_cache(self, spec: TeacherSpec) -> None:
-        """Raise where the dataset's features are of other teachers, or of this one in another shape."""
+        """Raise where the dataset's features are of other teachers, or of another width. Another grid is resampled."""
         if not self.dataset.cached:
             return
         have = self.dataset.cached.get(spec.name) or next(iter(self.dataset.cached.values()))
-        if have.spec != spec:
+        if (have.spec.name, have.spec.width) != (spec.name, spec.width):
             raise UserError(
                 f"the dataset caches features of {', '.join(self.dataset.cached)} (width {have.spec.width}, grid"
                 f" {have.spec.grid}), --teacher.name {spec.name} has width {spec.width}, grid {spec.grid}: name that"
@@ -64,11 +62,10 @@ class FeatureSource:
             )
         if not self.dataset.has_images:
             raise UserError("--teacher.source online needs images in the dataset (images.npy), and it holds none")
-        teacher = load_teacher(spec.name, self.device)
-        one = self.dataset.images(_FIRST_ROW).to(self.device)
-        self._forward_flops[spec.name] = flops = measured_forward(_Tokens(teacher), one)
+        teacher = load_teacher(spec.name, self.device, self.grid, self.config)
+        self._forward_flops[spec.name] = teacher.flops
         if cached:
-            self.dataset.add_features(spec, flops, lambda images: teacher.tokens(images.to(self.device)).cpu())
+            self.dataset.add_features(spec, teacher.flops, lambda images: teacher.tokens(images.to(self.device)).cpu())
         else:
             self._teachers.append(teacher)
 
@@ -83,15 +80,4 @@ class FeatureSource:
         """The targets of ``batch``, on its device."""
         if self._teachers:
             return Targets(tuple(teacher.tokens(batch.images) for teacher in self._teachers), batch.first)
-        return Targets(tuple(batch.features[spec.name] for spec in self.specs), batch.first)
-
-
-class _Tokens(torch.nn.Module):
-    """The teacher's token forward as a module, for the FLOP counter."""
-
-    def __init__(self, teacher):
-        super().__init__()
-        self.teacher = teacher
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.teacher.tokens(images)
+        return Targets(tuple(resampled(batch.features[spec.name], spec.grid) for spec in self.specs), batch.first)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from erw.bench import convergence
+from erw.bench import _curves
 from erw.bench.demo import METHODS, check_equal_flops
 from erw.bench.report import RESULTS, rewritten
 from erw.errors import UserError
@@ -32,18 +32,18 @@ def runs(run_jobs, tmp_path_factory):
 
 
 def test_the_summary_has_what_the_curves_need(runs, tmp_path):
-    summary = json.loads(json.dumps(convergence.summarise(runs)))
+    summary = json.loads(json.dumps(_curves.summarise(runs)))
     assert summary["teacher"]["training_flops"] > 0
     assert set(summary) == {"methods", "teacher", "hardware", "versions"} and list(summary["methods"]) == list(METHODS)
     for entry in summary["methods"].values():
         assert [row["images"] for row in entry["curve"]] == [4 * BATCH, 6 * BATCH]
         assert all(set(row) == {"images", "flops", "seconds", "frechet", "accuracy", "memorised"} for row in entry["curve"])
-    convergence.draw_curves(summary, tmp_path / "curves.png")
-    convergence.draw_samples(runs, tmp_path / "samples.png", per_class=1)
+    _curves.draw_curves(summary, tmp_path / "curves.png")
+    _curves.draw_samples(runs, tmp_path / "samples.png", per_class=1)
     for name in ("curves.png", "samples.png"):
         width, height = Image.open(tmp_path / name).size
         assert width > 800 and height > 200
-    assert all(name in convergence.table(summary) for name in ("SiT", "REPA", "ERW"))
+    assert all(name in _curves.table(summary) for name in ("SiT", "REPA", "ERW"))
 
 
 def test_a_finished_run_started_again_trains_and_evaluates_nothing(runs, run_jobs):

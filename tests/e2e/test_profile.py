@@ -28,7 +28,8 @@ def runs(run_jobs, tmp_path_factory):
 
 
 def rows(run) -> list[dict]:
-    clock = {"seconds", "images_per_second"}
+    clock = {"seconds", "images_per_second", "images_per_second_recent", "data_wait", "communication", "memory_gib",
+             "slowest_rank", "slowest_seconds", "median_seconds", "gpu_hours/warmup", "gpu_hours/full"}  # fmt: skip
     lines = (run / "metrics.jsonl").read_text().splitlines()
     return [{k: v for k, v in json.loads(line).items() if k not in clock} for line in lines]
 

@@ -31,7 +31,7 @@ def _atomic_kernel(x_ptr, out_ptr, BLOCK: tl.constexpr):
 
 @triton.jit
 def _spilling_kernel(x_ptr, out_ptr, BLOCK: tl.constexpr):
-    place = tl.arange(0, BLOCK * 16)
+    place = tl.arange(0, BLOCK * 8)
     x = tl.load(x_ptr + place)
     tl.store(out_ptr + place, x * tl.sum(x, axis=0))
 
@@ -44,9 +44,10 @@ def _narrow_kernel(x_ptr, out_ptr, BLOCK: tl.constexpr):
 
 @triton.jit
 def _greedy_kernel(x_ptr, out_ptr, BLOCK: tl.constexpr):
-    rows, cols = tl.arange(0, BLOCK // 4)[:, None], tl.arange(0, BLOCK // 4)[None, :]
-    x = tl.load(x_ptr + rows * (BLOCK // 4) + cols)
-    tl.store(out_ptr + rows * (BLOCK // 4) + cols, tl.dot(x, tl.trans(x)))
+    rows, cols = tl.arange(0, 16), tl.arange(0, BLOCK * 4)
+    x = tl.load(x_ptr + rows[:, None] * (BLOCK * 4) + cols[None, :])
+    y = tl.load(x_ptr + cols[:, None] * 16 + rows[None, :])
+    tl.store(out_ptr + rows[:, None] * 16 + rows[None, :], tl.dot(x, y))
 
 
 def code_faults() -> dict[str, dict[int, list[str]]]:
@@ -65,7 +66,7 @@ def unreached() -> list[str]:
     for spec in SPECS:
         reached = {_configuration(s) for case in cases("L") for s in map(Source.of, launches_of(spec, case, "mixed"))}
         for tokens in SHAPES:
-            for batch in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024):
+            for batch in (1, 2, 8, 32, 128, 512):
                 case = Case(batch=batch, tokens=tokens, width=1024, heads=16)
                 found = {_configuration(s) for s in map(Source.of, launches_of(spec, case, "mixed"))}
                 missing += sorted(f"{spec.name} {case}: {one}" for one in found - reached)

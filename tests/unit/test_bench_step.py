@@ -10,11 +10,11 @@ import torch
 from erw.bench import _measure, _run
 from erw.bench import step as step_bench
 from erw.bench._ladder import Setup
-from erw.bench._peaks import bf16_peak
 from erw.bench._record import Record, slug
 from erw.bench._scene import Scene
 from erw.bench._timing import Deadline, Timing, interleave, quantile
 from erw.bench.ours import OurStep
+from erw.devices import bf16_peak
 from erw.environment import fingerprint
 from erw.errors import UserError
 
@@ -87,6 +87,9 @@ def test_flops_are_the_published_counts():
         ("NVIDIA A100-SXM4-80GB", 312.0),
         ("NVIDIA A100 80GB PCIe", 312.0),
         ("NVIDIA H100 PCIe", None),
+        ("NVIDIA B200", 2250.0),
+        ("NVIDIA GB200", None),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
         ("Tesla T4", None),
     ],
 )

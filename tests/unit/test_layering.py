@@ -13,13 +13,14 @@ ROOT = Path(__file__).resolve().parents[2]
 FLOORS = [
     {"erw.kernels"},
     {"erw.errors", "erw.files", "erw.settings", "erw.types", "erw.rng", "erw.ops", "erw.cache", "erw.clock",
-     "erw.environment"},
+     "erw.environment", "erw.devices", "erw.redact"},
     {"erw.models", "erw.objectives", "erw.latents", "erw.align", "erw.flops", "erw.data", "erw.teachers"},
     {"erw.optim", "erw.samplers", "erw.evaluate", "erw.engine", "erw.step", "erw.config", "erw.checkpoint",
      "erw.public", "erw.convert", "erw.init_from",
-     "erw.telemetry", "erw.boards", "erw.build", "erw.settle", "erw.sample", "erw.repeatable"},
+     "erw.telemetry", "erw.progress", "erw.gauges", "erw.boards", "erw.build", "erw.settle", "erw.sample",
+     "erw.prepare", "erw.repeatable"},
     {"erw.run", "erw.guard", "erw.evaluate.running", "erw.plan", "erw.presets", "erw.options", "erw.profile", "erw.probe",
-     "erw.report", "erw.card", "erw.exported"},
+     "erw.report", "erw.card", "erw.exported", "erw.doctor", "erw.tune"},
     {"train_ds", "erw.cli", "erw.commands", "erw.bench"},
 ]  # fmt: skip
 

@@ -2,12 +2,14 @@
 
 import gzip
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
 from erw.errors import UserError
 from erw.options import parse
+from erw.presets import preset
 from erw.profile.kinds import kind_of
 from erw.profile.table import page
 from erw.profile.trace import PARTS, breakdown, read_events
@@ -151,3 +153,24 @@ def test_nsight_needs_a_gpu(tmp_path):
     off = Profile(run())
     off.step(SimpleNamespace(name="train"))
     assert off.part("forward") is off.part("backward")  # one context that does nothing
+
+
+@pytest.mark.parametrize(("at", "first"), [(0, 4), (64, 5), (100, 8), (10_000, None)])
+def test_the_image_at_which_profiling_begins(monkeypatch, at, first):
+    """Two steps of 16 images: after three of warm-up, and not before that image; once a phase."""
+    from types import SimpleNamespace
+
+    from erw.profile.recorder import Profile
+    from erw.types import Phase
+
+    train = replace(preset("digits-sit").train, profile=2, profile_at=at)
+    run = SimpleNamespace(config=SimpleNamespace(train=train), ranks=SimpleNamespace(first=True, device=torch.device("cpu")),
+                          images=0)  # fmt: skip
+    profile, recorded = Profile(run), []
+    monkeypatch.setattr(profile, "_start", lambda: setattr(profile, "_open", object()))
+    monkeypatch.setattr(profile, "close", lambda: setattr(profile, "_open", None))
+    for step in range(1, 13):
+        profile.step(Phase(name="train"))
+        recorded += [step] * (profile._open is not None)
+        run.images += 16
+    assert recorded == ([] if first is None else [first, first + 1])

@@ -17,10 +17,11 @@ from PIL import Image
 from erw import cli
 from erw.engine.ranks import Ranks
 from erw.errors import RankError, UserError, exits_cleanly
+from erw.files import lock
 from erw.models.blocks import SiTBlock
 from erw.objectives import Ddpm, Flow
 from erw.sample import BlockSampler, balanced_labels, generate, job, load_run, to_uint8
-from erw.sample.files import lock, write_npz
+from erw.sample.files import write_npz
 from erw.sample.job import SampleJob, run_job
 from erw.samplers import SAMPLERS, SampleConfig
 from untrained import untrained
@@ -314,7 +315,7 @@ def test_a_folder_of_other_things_is_not_written_to(run, tmp_path):
 
 
 def test_two_at_once_are_refused(run, tmp_path):
-    with lock(tmp_path), pytest.raises(UserError, match="another erw sample is at work"):
+    with lock(tmp_path, "erw sample"), pytest.raises(UserError, match="another erw sample is at work"):
         sampled(run, tmp_path)
     assert sampled(run, tmp_path).exists()
 

@@ -98,7 +98,7 @@ def test_a_named_backend_is_what_the_model_runs(tmp_path, monkeypatch):
 def test_what_cannot_run_ends_in_one_line_before_a_folder_is_made(attention, reason, tmp_path, capsys, monkeypatch):
     if torch.cuda.is_available():
         pytest.skip("on a CUDA device it may run")
-    monkeypatch.setattr(train_ds, "start_ranks", lambda: ALONE)
+    monkeypatch.setattr(train_ds, "start_ranks", lambda timeout: ALONE)
     with pytest.raises(SystemExit) as exit_:
         train_ds.main(["digits-sit", "--out", str(tmp_path / "run"), "--engine.attention", attention])
     error = capsys.readouterr().err.strip().splitlines()

@@ -1,0 +1,12 @@
+"""What a run will do and cost, before it starts.
+
+costs      FLOPs by phase                      memory     bytes of a GPU by kind
+text       ``--dry-run`` in words              network    bytes and seconds of communication
+trace      one step on tensors without data    rates      how fast a device computes, measured or from its data sheet
+forecast   all of them put together            report     as text, table and picture
+"""
+
+from erw.plan.costs import Costs, images_for_budget, phases
+from erw.plan.text import phase_words, plan_text
+
+__all__ = ["Costs", "images_for_budget", "phase_words", "phases", "plan_text"]
