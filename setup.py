@@ -47,7 +47,7 @@ setup(
         "xformers": ["xformers>=0.0.35"],
         # NVIDIA's apex. The project called apex on the package index is another one.
         "apex": ["apex @ git+https://github.com/NVIDIA/apex"],
-        "dev": ["pytest", "pytest-benchmark", "pytest-timeout", "ruff", "mypy", "pre-commit"],
+        "dev": ["pytest", "pytest-benchmark", "pytest-timeout", "psutil", "ruff", "mypy", "pre-commit"],
     },
     entry_points={"console_scripts": ["erw=erw.cli:main"]},
 )

@@ -93,9 +93,9 @@ def _rank(rank: int, ranks: int, port: int, settings: str, log: str, prepare: Pr
 
 
 def started(life: Life, seconds: float = 120.0) -> None:
-    """Wait until the job's first step is done, which shows its bar. Raises `UserError` where it ends or takes longer."""
+    """Wait until the job has shown its first report. Raises `UserError` where it ends or takes longer."""
     deadline = time.monotonic() + seconds
-    while "img/s" not in life.said():
+    while "images/s" not in life.said():
         if not life.alive() or time.monotonic() > deadline:
             raise UserError(f"the job did not start: {life.said()[-2000:]}")
         time.sleep(0.01)

@@ -34,6 +34,7 @@ def write_data(folder: Path, images: int) -> Path:
     folder.mkdir()
     np.save(folder / "latents.npy", generator.normal(size=(images, 8, 32, 32)).astype(np.float16))
     np.save(folder / "labels.npy", generator.integers(0, 1000, images))
+    (folder / "manifest.json").write_text(json.dumps({"num_classes": 1000, "teachers": []}), encoding="utf-8")
     return folder
 
 

@@ -31,6 +31,15 @@ class RankLost(RankError):
     code = 69
 
 
+def say(error: UserError) -> None:
+    """One line on stderr, on rank 0 alone unless it is a `RankError`; nothing for an error without words."""
+    if str(error) and (os.environ.get("RANK", "0") == "0" or isinstance(error, RankError)):
+        kind = "stopped" if isinstance(error, Stopped) else "error"
+        many = isinstance(error, RankError) and os.environ.get("WORLD_SIZE", "1") != "1"
+        tag = f"[rank {os.environ.get('RANK', '0')}] " * many
+        print(f"erw: {kind}: {tag}{redacted(str(error))}", file=sys.stderr, flush=True)
+
+
 def exits_cleanly(main: Callable[..., None]) -> Callable[..., None]:
     """Turn a `UserError` raised in ``main`` into one line on stderr (rank 0's, unless a `RankError`) and its exit code."""
 
@@ -39,11 +48,7 @@ def exits_cleanly(main: Callable[..., None]) -> Callable[..., None]:
         try:
             main(*args, **kwargs)
         except UserError as error:
-            if str(error) and (os.environ.get("RANK", "0") == "0" or isinstance(error, RankError)):
-                kind = "stopped" if isinstance(error, Stopped) else "error"
-                many = isinstance(error, RankError) and os.environ.get("WORLD_SIZE", "1") != "1"
-                tag = f"[rank {os.environ.get('RANK', '0')}] " * many
-                print(f"erw: {kind}: {tag}{redacted(str(error))}", file=sys.stderr, flush=True)
+            say(error)
             sys.exit(error.code)
         except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

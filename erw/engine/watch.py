@@ -23,7 +23,7 @@ import torch.distributed as dist
 from erw.engine.judge import Beat, Judge, Orders
 from erw.engine.ranks import Ranks
 from erw.engine.signals import StopSignals
-from erw.errors import RankLost, Stopped, UserError
+from erw.errors import RankLost, Stopped, UserError, say
 
 _SOON = 5.0
 _ADVICE = "start it again with --resume auto"
@@ -211,8 +211,7 @@ class Watch:
             self.before_exit()
         if self._orders.culprit == self.ranks.rank:  # it hangs: where
             traceback.print_stack(sys._current_frames()[threading.main_thread().ident])
-        if why := self._why():
-            print(f"erw: error: {why}", file=sys.stderr, flush=True)
+        say(RankLost(self._why()))
         os._exit(RankLost.code)
 
     def _why(self) -> str:

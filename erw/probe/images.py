@@ -121,9 +121,9 @@ def _feature_source(dataset: Dataset, teacher: str, device: torch.device, grid: 
 
 
 def with_data(config: TrainConfig, path: Path | None) -> TrainConfig:
-    """``config`` with its arrays at ``path``, for runs that were trained elsewhere."""
+    """``config`` with its dataset at ``path``, for runs that were trained elsewhere."""
     if path is None:
         return config
-    if config.data.name != "arrays":
-        raise UserError("--data is for runs on arrays: digits are embedded")
+    if config.data.name == "digits":
+        raise UserError("--data is for runs on prepared data: digits are embedded")
     return replace(config, data=replace(config.data, path=str(path)))

@@ -28,7 +28,7 @@ def method_name(name: str) -> str:
 def data_name(config: TrainConfig) -> str:
     """The data set: its name, or the last part of its folder."""
     folder = config.data.path.rstrip("/").rsplit("/", 1)[-1]
-    return folder if config.data.name == "arrays" and folder else config.data.name
+    return folder if config.data.name != "digits" and folder else config.data.name
 
 
 def sampling_words(config: TrainConfig) -> str:

@@ -122,7 +122,7 @@ def test_chosen_layers_and_raw_weights(runs, tmp_path):
         (["WARM", "--layers", "2"], "lies in the warm-up and has only blocks 1 to 1"),
         (["ERW", "--times", "0,2"], "--times must be different numbers in 0..1"),
         (["ERW", "--count", "10"], "needs at least 11 images, there are 10: raise --count"),
-        (["ERW", "--data", "/data"], "--data is for runs on arrays"),
+        (["ERW", "--data", "/data"], "--data is for runs on prepared data"),
         (["ERW", "--count", "40", "--out", "FILE"], "is a file: name a folder"),
         (["ERW", "--placement-images", "64"], "--placement-images is for --placement"),
         (["--placement", "ERW", "--times", "0"], "--times is not for --placement"),

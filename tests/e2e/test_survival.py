@@ -98,14 +98,17 @@ def test_a_stopped_rank_ends_the_others_with_its_name(live, tmp_path):
     _lives.started(life)
     life.signal(signal.SIGSTOP, [1])
     line = lost(life, 3 * TIMEOUT + 5)
-    assert f"rank 1 ({os.uname().nodename}) gave no sign of life for 5 s; last seen after image " in line
+    assert f"erw: error: [rank 0] rank 1 ({os.uname().nodename}) gave no sign of life for 5 s; last seen after image " in line
     assert line.endswith(": start it again with --resume auto")
 
 
 def test_a_rank_whose_thread_hangs_ends_the_others_with_its_name_and_place(live, tmp_path):
     life = live(job(tmp_path / "run", images=10**6 * BATCH, save_every=0), hanging)
     _lives.started(life)
-    assert f"rank 1 ({os.uname().nodename}) did not move for 5 s; last seen after image 112, in data wait" in lost(life, 40)
+    assert (
+        f"erw: error: [rank 0] rank 1 ({os.uname().nodename}) did not move for 5 s; last seen after image 112, in data wait"
+        in lost(life, 40)
+    )
     assert life.wait(20) == [69, 69]
 
 
@@ -113,7 +116,9 @@ def test_a_killed_rank_is_named_long_before_the_timeout(live, tmp_path):
     life = live(job(tmp_path / "run", images=10**6 * BATCH, timeout=600.0), slowly)
     _lives.started(life)
     life.signal(signal.SIGKILL, [1])
-    assert f"rank 1 ({os.uname().nodename}) gave no sign of life for 5 s; last seen after image" in lost(life, 30)
+    assert f"erw: error: [rank 0] rank 1 ({os.uname().nodename}) gave no sign of life for 5 s; last seen after image" in lost(
+        life, 30
+    )
 
 
 def test_without_the_first_rank_the_next_one_says_so(live, tmp_path):
@@ -121,7 +126,7 @@ def test_without_the_first_rank_the_next_one_says_so(live, tmp_path):
     _lives.started(life)
     life.signal(signal.SIGKILL, [0])
     assert life.wait(30) == [-signal.SIGKILL, 69]
-    assert f"erw: error: rank 0 ({os.uname().nodename}) is gone: its store at 127.0.0.1:" in life.said(1)
+    assert f"erw: error: [rank 1] rank 0 ({os.uname().nodename}) is gone: its store at 127.0.0.1:" in life.said(1)
 
 
 def test_damaged_newest_checkpoints_are_passed_over_loudly(live, whole, tmp_path):
@@ -175,7 +180,7 @@ def test_a_full_disk_keeps_the_last_good_checkpoint_and_training_goes_on(live, t
         assert 0 < kept < 5 * EVERY * BATCH
         assert "was not written (I/O error: No space left on device (os error 28)), " in life.said()
         assert f"{kept:012d} stays the newest; training goes on" in life.said()
-        end = f"erw: error: checkpoint {disk}/run/checkpoints/{5 * EVERY * BATCH:012d} was not written"
+        end = f"erw: error: [rank 0] checkpoint {disk}/run/checkpoints/{5 * EVERY * BATCH:012d} was not written"
         assert end in life.said() and life.said().strip().endswith("make room there, and go on with --resume auto")
         assert not list((disk / "run" / "checkpoints").glob(".partial-*"))
     finally:

@@ -134,7 +134,9 @@ def test_a_job_on_two_nodes_goes_on_when_a_node_dies_and_comes_back(nodes, tmp_p
         launchers[1].kill()
         died = time.monotonic()
         name = re.escape(f"rank 1 ({nodes[1].name})" if nodes[1].namespace else f"rank 1 ({socket.gethostname()})")
-        lost = re.compile(rf"erw: error: {name} gave no sign of life for 5 s; last seen after image [\d,]+, in [a-z ]+: start")
+        lost = re.compile(
+            rf"erw: error: \[rank 0\] {name} gave no sign of life for 5 s; last seen after image [\d,]+, in [a-z ]+: start"
+        )
         until(lambda: lost.search(launchers[0].said()), 60, launchers)
         assert time.monotonic() - died < 4 * TIMEOUT
         stopped_at = int(found(run / "checkpoints")[-1].name)
