@@ -93,9 +93,9 @@ def _rank(rank: int, ranks: int, port: int, settings: str, log: str, prepare: Pr
 
 
 def started(life: Life, seconds: float = 120.0) -> None:
-    """Wait until the job has shown its first report. Raises `UserError` where it ends or takes longer."""
+    """Wait until the first step is done, which a line or a bar shows. Raises `UserError` where the job ends or takes longer."""
     deadline = time.monotonic() + seconds
-    while "images/s" not in life.said():
+    while "images/s" not in life.said() and "img/s" not in life.said():  # a line, or a terminal's bar
         if not life.alive() or time.monotonic() > deadline:
             raise UserError(f"the job did not start: {life.said()[-2000:]}")
         time.sleep(0.01)

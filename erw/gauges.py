@@ -20,13 +20,15 @@ class Gauges:
         cuda = ranks.device.type == "cuda"
         peak = bf16_peak(device_name(ranks.device)) if cuda else None
         self._peak = None if peak is None else peak * 1e12 * ranks.count
-        self._waited = 0.0
+        self._waited = self._talked = 0.0
         self._talks = not cuda and ranks.count > 1
         self._mark = self._now()
 
     def part(self, name: str, inner: AbstractContextManager) -> AbstractContextManager:
-        """``inner``, timed where it is the wait for data."""
-        return _Wait(self, inner) if name == "data wait" else inner
+        """``inner``, timed where it is the wait for data; elsewhere its collectives are, on CPUs."""
+        if name == "data wait":
+            return _Wait(self, inner)
+        return _Talked(self, inner) if self._talks else inner
 
     def read(self) -> dict[str, float]:
         """Values for a report, by the names that metrics.jsonl has. What cannot be told is left out."""
@@ -45,13 +47,28 @@ class Gauges:
 
     def _now(self) -> tuple[float, ...]:
         total = self.accounts.total
-        return total("images"), total("seconds"), total("flops"), self._waited, talk.seconds
+        return total("images"), total("seconds"), total("flops"), self._waited, self._talked
 
     def _memory(self) -> int:
         """The most bytes so far: allocated by torch on a GPU, resident in a CPU's process."""
         if self.ranks.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.ranks.device)
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+class _Talked:
+    """What evaluation and checkpoints say to each other is in no part of a step, and not in its time either."""
+
+    def __init__(self, gauges: Gauges, inner: AbstractContextManager):
+        self.gauges, self.inner = gauges, inner
+
+    def __enter__(self) -> None:
+        self.before = talk.seconds
+        self.inner.__enter__()
+
+    def __exit__(self, *error) -> None:
+        self.inner.__exit__(*error)
+        self.gauges._talked += talk.seconds - self.before
 
 
 class _Wait:

@@ -61,10 +61,10 @@ def test_gauges_are_of_the_time_since_the_last_report(monkeypatch):
     monkeypatch.setattr(gauges_module.time, "perf_counter", lambda: next(clock))
     with gauges.part("data wait", nullcontext()):
         pass
-    with gauges.part("forward", nullcontext()):  # not timed: the clock is used up
-        pass
+    with gauges.part("backward", nullcontext()):  # its collectives alone are timed: the clock is used up
+        talk.seconds = 2.0
+    talk.seconds = 50.0  # a checkpoint's, in no part of a step
     accounts.phases["train"] = {"images": 64, "seconds": 4.0, "flops": 8e12, "device_seconds": 8.0}
-    talk.seconds = 2.0
     gauges._peak = 1e13
     found = gauges.read()
     assert found["images_per_second_recent"] == 16 and found["data_wait"] == 0.25 and found["communication"] == 0.5
