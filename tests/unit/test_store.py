@@ -42,7 +42,7 @@ def test_rows_come_back_as_they_were(whole):
 
 
 def test_it_says_what_it_holds(whole):
-    dataset = open_dataset(DataConfig(name="arrays", path=str(whole), window=3))
+    dataset = open_dataset(DataConfig(name="store", path=str(whole), window=3))
     assert (len(dataset), dataset.num_classes, dataset.channels, dataset.size) == (200, 10, 8, SIDE)
     assert dataset.has_images and dataset.cached["t"].flops == 7 and dataset.cached["t"].spec.width == 96
     assert dataset.blocks.shard_rows == (20,) * 10 and dataset.blocks.window == 3
@@ -74,9 +74,11 @@ def test_any_arrow_reader_opens_the_files(whole):
     assert table["labels"].to_pylist() == values(60, 20)["labels"].tolist()
 
 
-def test_hugging_face_datasets_opens_them_too(whole):
+def test_hugging_face_datasets_opens_them_too(whole, tmp_path, monkeypatch):
     datasets = pytest.importorskip("datasets", reason="pip install datasets, to see it open a shard")
-    rows = datasets.Dataset.from_file(str(whole / "latents-00000.arrow"))
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    files = str(whole / "latents-00000.arrow")
+    rows = datasets.load_dataset("arrow", data_files=files, split="train", cache_dir=str(tmp_path))
     assert rows[7]["names"] == "image 7" and rows[7]["labels"] == 7
 
 
