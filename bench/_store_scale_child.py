@@ -9,7 +9,7 @@ import psutil
 import torch
 
 from erw.bench import _stores_cache as cache
-from erw.bench._stores_arrow import TEACHER
+from erw.bench._stores_arrow import teachers
 from erw.bench._stores_child import together
 from erw.bench._stores_rows import Rows, wrong
 from erw.data.store import StoreDataset, rows_per_shard, seal, write_shard
@@ -29,7 +29,7 @@ def write(folder: Path, rows: Rows, processes: int) -> dict[str, Any]:
         [(_write_part, (folder, rows, shard, part, processes)) for part in range(processes)], "forkserver", 3600.0
     )
     shards = sorted((entry for part in written for entry in part), key=lambda entry: entry["index"])
-    seal(folder, shards, rows.count, [TEACHER] if rows.features else [])
+    seal(folder, shards, rows.count, teachers(rows))
     seconds = time.monotonic() - start
     return {
         "seconds": seconds,

@@ -58,8 +58,9 @@ def _about(record: dict[str, Any]) -> str:
     about = record["environment"]
     return (
         f"`erw.data.stream` in micro-batches of 32, loader processes a rank: {record['workers']}; at most"
-        f" {record['seconds']:.0f} s a line; ranks are processes of this machine, which has {about['cores']} cores and {record['memory'] / 1e9:.0f} GB of"
-        " memory. Cold: dropped from memory before (posix_fadvise, checked with mincore). Warm: only as many windows as fit"
+        f" {record['seconds']:.0f} s a line; ranks are processes of this machine, which has {about['cores']} cores and"
+        f" {record['memory'] / 1e9:.0f} GB of memory."
+        " Cold: dropped from memory before (posix_fadvise, checked with mincore). Warm: only as many windows as fit"
         f" into half of the free memory, read before. {about['device']}, torch {about['torch']}. Record:"
         " `bench/results/store-scale.json`."
     )

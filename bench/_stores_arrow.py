@@ -1,5 +1,6 @@
 """erw's own store, read as training reads it."""
 
+import math
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,13 @@ from erw.bench._stores_rows import Rows
 from erw.data.store import StoreDataset, TeacherEntry, seal, write_shard
 from erw.data.stream import Wanted, stream
 
-TEACHER = TeacherEntry(name="t", width=768, grid=16, flops=0, tokens="features")
+
+def teachers(rows: Rows) -> list[TeacherEntry]:
+    """Whose features the rows hold."""
+    if not rows.features:
+        return []
+    tokens, width = rows.features
+    return [TeacherEntry(name="t", width=width, grid=math.isqrt(tokens), flops=0, tokens="features")]
 
 
 class Arrow:
@@ -26,7 +33,7 @@ class Arrow:
             write_shard(folder, number, rows.columns(first, min(shard, rows.count - first)))
             for number, first in enumerate(range(0, rows.count, shard))
         ]
-        seal(folder, shards, rows.count, [TEACHER] if rows.features else [])
+        seal(folder, shards, rows.count, teachers(rows))
 
     def open(self, folder: Path, rows: Rows, reading: Reading) -> Any:
         """See `Candidate`. One window of all shards is one permutation of all rows."""

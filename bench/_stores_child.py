@@ -16,6 +16,7 @@ from erw.bench._stores_base import Candidate, Reading, candidates
 from erw.bench._stores_rows import Rows, wrong
 from erw.errors import UserError
 
+_PRELOAD = ["erw.bench._store_scale_child", "erw.bench.stores"]  # our own code, none of the libraries
 PATIENCE = 300.0  # seconds after which a process is taken to hang
 
 
@@ -31,6 +32,8 @@ def alone(work: Callable[..., Any], *arguments: Any, method: str = "fork") -> An
 def together(works: list[tuple[Callable[..., Any], tuple]], method: str = "fork", patience: float = PATIENCE) -> list[Any]:
     """Each in a process of its own, at the same time. Raises `Failed` with the first that fails."""
     context = multiprocessing.get_context(method)
+    if method == "forkserver":
+        context.set_forkserver_preload(_PRELOAD)
     pipes, processes = [], []
     for work, arguments in works:
         ours, theirs = context.Pipe(duplex=False)

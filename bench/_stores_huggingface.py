@@ -1,4 +1,4 @@
-"""Hugging Face datasets: ``save_to_disk`` and ``load_from_disk``, numpy format."""
+"""Hugging Face datasets: ``save_to_disk`` and ``load_from_disk``, Arrow format: its numpy format turns uint16 into int64."""
 
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ class HuggingFace:
         """See `Candidate`."""
         import datasets
 
-        dataset = datasets.load_from_disk(folder).with_format("numpy")
+        dataset = datasets.load_from_disk(folder).with_format("arrow")
         if reading.order == "random":
             return dataset
         shards = max(len(list(folder.glob("*.arrow"))), reading.workers, 1)
@@ -64,20 +64,29 @@ class HuggingFace:
 
 
 class _Whole:
-    """What a batched look-up gives, as a batch."""
+    """The table that a batched look-up gives, as a batch."""
 
     def __init__(self, rows: Rows):
         self.rows = rows
 
-    def __call__(self, found: dict) -> dict:
-        return as_batch(found["latents"], found["labels"], found.get("features"), self.rows)
+    def __call__(self, found: Any) -> dict:
+        values = {name: _values(found[name].combine_chunks()) for name in found.column_names}
+        return as_batch(values["latents"], values["labels"], values.get("features"), self.rows)
 
 
 class _Collate(_Whole):
-    """Rows that come one by one, as a batch."""
+    """Tables of one row, as a batch."""
 
-    def __call__(self, found: list[dict]) -> dict:
-        return super().__call__({name: np.stack([row[name] for row in found]) for name in found[0]})
+    def __call__(self, found: list[Any]) -> dict:
+        import pyarrow as pa
+
+        return super().__call__(pa.concat_tables(found))
+
+
+def _values(column: Any) -> np.ndarray:
+    """All numbers of a column, to be written to: torch wants that."""
+    flat = column.flatten() if hasattr(column, "flatten") and column.type.num_fields else column
+    return flat.to_numpy(zero_copy_only=False).copy()
 
 
 def _table(rows: Rows, first: int, count: int, features: Any):

@@ -68,7 +68,7 @@ def test_a_process_that_fails_or_dies_says_how():
     import os
 
     assert alone(max, 3, 4) == 4
-    with pytest.raises(Failed, match="^ZeroDivisionError: division by zero$"):
+    with pytest.raises(Failed, match="^ZeroDivisionError: .*by zero$"):
         alone(divmod, 1, 0)
     with pytest.raises(Failed, match="^crash: exit code 7$"):
         alone(os._exit, 7)
@@ -120,8 +120,8 @@ def test_requirements_that_the_installed_versions_do_not_meet_are_named(monkeypa
 
 
 def test_the_scale_measurement_on_few_rows(monkeypatch, tmp_path):
-    monkeypatch.setattr(store_scale, "needs", lambda: [{"short": "8 of them", "source": "Made up.",
-                                                        "images_per_second": {"moments": 1000.0, "features": 500.0}}])  # fmt: skip
+    need = {"short": "8 of them", "source": "Made up.", "images_per_second": {"moments": 1000.0, "features": 500.0}}
+    monkeypatch.setattr(store_scale, "needs", lambda: [need])
     page = tmp_path / "page.md"
     page.write_text("<!-- store-scale -->\n<!-- /store-scale -->\n")
     store_scale.main(["--work", str(tmp_path), "--rows", "2000", "--feature-rows", "0", "--processes", "1", "--workers", "0",
@@ -147,11 +147,12 @@ def test_a_store_that_failed_has_a_line_too():
     speeds = {"rows_per_second": [2.0, 1.0, 4.0], "in_memory_before": [0.0] * 3}
     cells = {_stores_table.cell_name(*cell[:3]): speeds for cell in _stores_table.CELLS[2:]}
     good = {"cells": cells, "memory": {"uss": 5.0, "pss": 6.0}, "write": {"seconds": 1.0, "bytes": 2e9, "files": 3}}
+    bad = {"failed": "crash: exit code -11"}
     faults = {"resume": "yes", "resume_other_ranks": "no: ...", "flipped_bit": "error that names the file: x | y"}
     about = {"version": "a 1", "conflicts": [], "shuffle": "some", "storage": "none", "faults": faults}
     record = {
         "rounds": 3, "shard_bytes": 1 << 20, "stores": {"a": about}, "opening": {},
-        "shapes": {"moments": {"rows": 1024, "row_bytes": 10**6, "stores": {"a": good, "b": {"failed": "crash: exit code -11"}}}},
+        "shapes": {"moments": {"rows": 1024, "row_bytes": 10**6, "stores": {"a": good, "b": bad}}},
         "environment": {"device": "x", "cores": 2, "torch": "2"},
     }  # fmt: skip
     text = _stores_table.table(record)
