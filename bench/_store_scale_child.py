@@ -23,7 +23,8 @@ MICRO, SEED, WINDOW = 32, 0, 16
 def write(folder: Path, rows: Rows, processes: int) -> dict[str, Any]:
     """Write the store as `erw prepare` would, shards by turns. Seconds until all is on the disk."""
     folder.mkdir(parents=True)
-    shard = rows_per_shard([column_of(name, value) for name, value in rows.columns(0, 1).items()])
+    wide = [column_of(name, value) for name, value in rows.columns(0, 1).items() if name != "labels"]
+    shard = rows_per_shard(wide)
     start = time.monotonic()
     written = together(
         [(_write_part, (folder, rows, shard, part, processes)) for part in range(processes)], "forkserver", 3600.0

@@ -14,6 +14,8 @@ from erw.bench._stores_rows import Rows
 
 def _rows(rows: Rows, shard: int, first: int):
     columns = rows.columns(first, min(shard, rows.count - first))
+    if "features" in columns:
+        columns["features"] = columns["features"].view(torch.int16)  # bf16 tensors it cannot write
     for place in range(len(columns["labels"])):
         yield {name: value[place] if value.ndim > 1 else int(value[place]) for name, value in columns.items()}
 
@@ -68,5 +70,5 @@ def _collate(found: list[dict]) -> dict:
     batch = {"latents": torch.stack([row["latents"] for row in found]).float()}
     batch["labels"] = torch.tensor([int(row["labels"]) for row in found])
     if "features" in found[0]:
-        batch["features"] = torch.stack([row["features"] for row in found])
+        batch["features"] = torch.stack([row["features"] for row in found]).view(torch.bfloat16)
     return batch

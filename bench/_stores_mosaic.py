@@ -26,7 +26,7 @@ class Mosaic:
         kinds = {"latents": f"ndarray:float16:{_shape(rows.latents)}", "labels": "int"}
         if rows.features:
             kinds["features"] = f"ndarray:uint16:{_shape(rows.features)}"
-        size = shard * (rows.row_bytes + 4 * (len(kinds) + 2)) + 65536
+        size = shard * (rows.row_bytes + 4) + 2048
         with MDSWriter(out=str(folder), columns=kinds, hashes=[_HASH], size_limit=size) as writer:
             for first in range(0, rows.count, shard):
                 columns = {n: as_numpy(v) for n, v in rows.columns(first, min(shard, rows.count - first)).items()}

@@ -57,8 +57,8 @@ def _spread(values: list[float]) -> str:
 def _opening(record: dict[str, Any]) -> str:
     facts = record["opening"]
     head = ["store", "files", "open, s", "then to the first batch, s", "memory by then, MB", "rows written in"]
-    lines = [f"**{facts['rows']:,} rows** of {facts['row_bytes']} bytes in as many files as ImageNet's, cold:", "", _row(head),
-             _row(["---"] * len(head))]  # fmt: skip
+    title = f"**{facts['rows']:,} rows** of {facts['row_bytes']} bytes, {facts['shard_rows']:,} a file as `erw prepare` writes"
+    lines = [f"{title} moments, cold:", "", _row(head), _row(["---"] * len(head))]
     for name, found in facts["stores"].items():
         if "failed" in found:
             lines.append(_row([name, found["failed"], *[""] * (len(head) - 2)]))

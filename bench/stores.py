@@ -30,7 +30,8 @@ from erw.errors import UserError, exits_cleanly
 from erw.files import json_bytes, whole
 
 RECORD = RESULTS / "stores.json"
-SHARD_BYTES, MIXED = 64 << 20, 4
+SHARD_BYTES, MIXED = 32 << 20, 4
+_OPEN_SHARD = 8192  # rows a file, as `erw prepare` writes moments
 _KEPT = ("rows_per_second", "open_seconds", "first_seconds", "in_memory_before")
 
 
@@ -57,8 +58,7 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
             record["shapes"][name] = _shape(name, stores, rows, work / name, options.rounds)
         if options.open_rows:
             rows = Rows(options.open_rows, latents=(1, 2, 2))
-            shard = SHARD_BYTES // Rows(1).row_bytes
-            record["opening"] = _opening(stores, rows, shard, work / "open", options.rounds)
+            record["opening"] = _opening(stores, rows, work / "open", options.rounds)
     return record | {"environment": fingerprint(torch.device("cpu"))}
 
 
@@ -180,11 +180,15 @@ def _cells(store: Any, folder: Path, rows: Any, shard: int, with_memory: bool) -
     return found, alone(memory, store, folder, rows, Reading("block", batch, 2, MIXED * shard)) if with_memory else None
 
 
-def _opening(stores: dict[str, Any], rows: Any, shard: int, work: Path, rounds: int) -> dict[str, Any]:
+def _opening(stores: dict[str, Any], rows: Any, work: Path, rounds: int) -> dict[str, Any]:
     from erw.bench._stores_child import Failed, alone, write
 
     found: dict[str, Any] = {}
+    shard = _OPEN_SHARD
     for name, store in stores.items():
+        if not store.by_number:
+            found[name] = {"failed": "has no index to open"}
+            continue
         print(f"{rows.count:,} rows: {name}", flush=True)
         try:
             found[name] = {"write": alone(write, store, work / name, rows, shard, method="forkserver")}
@@ -211,7 +215,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--work", type=Path, help="folder for what is written and read, emptied afterwards; without it nothing is measured"
     )
-    parser.add_argument("--rows", type=int, default=32_768, help="of moments (default 32768: 0.5 GB a store)")
+    parser.add_argument("--rows", type=int, default=20_480, help="of moments (default 20480: 0.3 GB a store)")
     parser.add_argument("--feature-rows", type=int, default=2_048, help="with features (default 2048: 0.8 GB a store)")
     parser.add_argument(
         "--open-rows", type=int, default=1_281_167, help="small rows to open (default ImageNet's); 0: leave out"

@@ -139,6 +139,8 @@ def test_the_scale_measurement_on_few_rows(monkeypatch, tmp_path):
     [(stores.RECORD, "stores", _stores_table.table), (store_scale.RECORD, "store-scale", _store_scale_table.table)],
 )
 def test_the_docs_tables_are_the_records(record, name, table):
+    if not record.exists():
+        pytest.skip(f"not measured yet: bench/results/{record.name} is missing")
     page = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
     assert section(page, name, "docs/data.md") == table(json.loads(record.read_text(encoding="utf-8"))) + "\n"
 
