@@ -18,6 +18,7 @@ from erw.data.stream import Wanted, stream
 from erw.errors import UserError
 
 MICRO, SEED, WINDOW = 32, 0, 16
+START = "spawn"  # ranks afresh, as a launcher does: copies of a process would share memory with each other
 
 
 def write(folder: Path, rows: Rows, processes: int) -> dict[str, Any]:
@@ -68,11 +69,11 @@ def speed(folder: Path, rows: Rows, ranks: int, workers: int, seconds: float, wa
         held = cache.fill(files)
     else:
         held = cache.empty(folder)
-    context = multiprocessing.get_context("forkserver")
+    context = multiprocessing.get_context(START)
     with context.Manager() as manager:
         barrier = manager.Barrier(ranks)
         works = [(_rank, (folder, rows, rank, ranks, workers, seconds, limit, barrier)) for rank in range(ranks)]
-        found = together(works, "forkserver", seconds + 300.0)
+        found = together(works, START, seconds + 300.0)
     span = max(part["end"] for part in found) - min(part["start"] for part in found)
     read = sum(part["rows"] for part in found)
     return {

@@ -50,6 +50,7 @@ def together(works: list[tuple[Callable[..., Any], tuple]], method: str = "fork"
 
 
 def _answer(pipe: Any, work: Callable[..., Any], arguments: tuple) -> None:
+    multiprocessing.set_start_method("fork", force=True)  # of loader processes, as in training; ours would be passed on to them
     try:
         pipe.send((True, work(*arguments)))
     except BaseException as error:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from erw.bench import _store_scale_table, _stores_cache, _stores_table, store_scale, stores
+from erw.bench import _store_scale_child, _store_scale_table, _stores_cache, _stores_table, store_scale, stores
 from erw.bench._section import section
 from erw.bench._stores_base import Reading, candidates
 from erw.bench._stores_child import Failed, alone, epoch
@@ -122,6 +122,7 @@ def test_requirements_that_the_installed_versions_do_not_meet_are_named(monkeypa
 def test_the_scale_measurement_on_few_rows(monkeypatch, tmp_path):
     need = {"short": "8 of them", "source": "Made up.", "images_per_second": {"moments": 1000.0, "features": 500.0}}
     monkeypatch.setattr(store_scale, "needs", lambda: [need])
+    monkeypatch.setattr(_store_scale_child, "START", "forkserver")  # spawned ranks take seconds to import torch
     page = tmp_path / "page.md"
     page.write_text("<!-- store-scale -->\n<!-- /store-scale -->\n")
     store_scale.main(["--work", str(tmp_path), "--rows", "2000", "--feature-rows", "0", "--processes", "1", "--workers", "0",
