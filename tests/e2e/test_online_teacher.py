@@ -13,6 +13,7 @@ import torch
 import train_ds
 from erw.data import digits
 from erw.data.memory import MemoryDataset
+from erw.flops import train_flops
 from erw.options import parse
 from erw.plan import Costs
 from erw.teachers import teacher_flops
@@ -58,8 +59,10 @@ def test_an_online_teacher_trains_and_is_charged(online):
     out, config = online
     rows = rows_of(out)
     assert len(rows) == 6 and rows[-1]["align"] < rows[0]["align"]
-    step = Costs(config).per_image(config.method.phase(0))
+    phase = config.method.phase(0)
+    step = train_flops(config.model, config.method, phase, config.teacher_specs)
     assert spent(out) == pytest.approx(6 * BATCH * (step + teacher_flops("efficientnet-lite0", 4)))
+    assert spent(out) == pytest.approx(6 * BATCH * Costs(config).per_image(phase))  # as it was planned
 
 
 def test_cached_features_are_what_the_online_teacher_gives(online, tmp_path):
@@ -76,7 +79,7 @@ def test_no_forward_once_the_weight_is_zero(tmp_path, monkeypatch):
     train_ds.train(config)
     assert seen == [BATCH, BATCH]
     plain, aligned = (Costs(config).per_image(config.method.phase(images)) for images in (2 * BATCH, 0))
-    expected = 2 * BATCH * (aligned + teacher_flops("efficientnet-lite0", 4)) + 4 * BATCH * plain
+    expected = 2 * BATCH * aligned + 4 * BATCH * plain
     assert spent(tmp_path / "run") == pytest.approx(expected)
 
 
