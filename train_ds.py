@@ -18,7 +18,7 @@ from erw.engine.watch import Watch
 from erw.errors import Stopped, exits_cleanly
 from erw.evaluate.running import RunningEvaluation
 from erw.options import parse
-from erw.plan import Costs, plan_text
+from erw.plan import Costs, last_alignment, plan_text
 from erw.profile.recorder import Profile
 from erw.repeatable import repeatable
 from erw.run import Run
@@ -48,9 +48,11 @@ def train_watched(config: TrainConfig, dataset: Dataset, ranks: Ranks, watch: Wa
         run.finish()
         return
 
-    features = FeatureSource(config.active_teacher, dataset, ranks.device, config.method.group, micro, config.model.grid)
+    features = FeatureSource(
+        config.active_teacher, dataset, ranks.device, config.method.group, micro, config.model.grid, last_alignment(config)
+    )
     with run.accounts.apart("teacher"):
-        features.prepare()
+        features.prepare(run.images)
     costs = Costs(config, features)
     evaluation, profile = RunningEvaluation(config, ranks), Profile(run)
 

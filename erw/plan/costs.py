@@ -64,6 +64,16 @@ def _alignment_end(config: TrainConfig, start: int, end: int) -> int:
     return steps[first] if first < len(steps) else end
 
 
+def last_alignment(config: TrainConfig) -> int | None:
+    """The image at which the last step that aligns ends; None where that is the run's last."""
+    end = config.train.images
+    for phase, images in reversed(phases(config)):
+        if phase.aligns:
+            break
+        end -= images
+    return end if end < config.train.images else None
+
+
 def images_for_budget(config: TrainConfig, flops: float) -> int:
     """Training images, a multiple of the batch, at which ``config`` comes nearest to spending ``flops``."""
     batch, costs = config.train.batch, Costs(config)

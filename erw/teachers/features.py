@@ -14,18 +14,19 @@ from erw.types import Batch, Targets, TeacherSpec
 class FeatureSource:
     """Targets for a batch on the model's token ``grid``, and what they cost.
 
-    ``wanted`` says what the data must bring along. ``flops(planned)`` is the teachers' share of each aligned training
+    ``wanted`` says what the data must bring along, up to the image ``until``, at which the last aligned step ends (None: all
+    of them are). ``flops(planned)`` is the teachers' share of each aligned training
     image, ``planned`` images being aligned in all.
     """
 
     def __init__(self, config: TeacherConfig, dataset: Dataset, device: torch.device, group: int = 1, micro: int = 1,
-                 grid: int = GRID):  # fmt: skip
+                 grid: int = GRID, until: int | None = None):  # fmt: skip
         self.config, self.dataset, self.device, self.grid = config, dataset, device, grid
         self.specs = teacher_specs(config, grid)
         self._teachers: list = []
         self._forward_flops: dict[str, int] = {}
         online = config.source == "online" and bool(self.specs)
-        self.wanted = Wanted(() if online else config.names, online, group if self.specs else 1)
+        self.wanted = Wanted(() if online else config.names, online, group if self.specs else 1, until)
         self._group, self._micro = group, micro
         if not online:
             for spec in self.specs:
@@ -43,8 +44,11 @@ class FeatureSource:
                 " teacher, or prepare the dataset with this one"
             )
 
-    def prepare(self) -> None:
-        """Load the encoders, or fill the cache of a dataset in memory, where that is still to be done."""
+    def prepare(self, start: int = 0) -> None:
+        """Load the encoders, or fill the cache of a dataset in memory, where that is still to be done and a step from image
+        ``start`` on aligns."""
+        if self.wanted.at(start) != self.wanted:
+            return
         for spec in self.specs:
             if spec.name not in self._forward_flops:
                 self._prepare(spec)

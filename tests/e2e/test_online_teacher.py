@@ -19,6 +19,7 @@ from erw.plan import Costs
 from erw.teachers import teacher_flops
 from erw.teachers.lite import LiteTeacher
 from erw.teachers.timm import TimmTeacher
+from states import difference, state_at
 from tiny import BATCH, tiny
 
 pytestmark = pytest.mark.slow
@@ -88,6 +89,35 @@ def test_a_teacher_without_weight_is_not_even_loaded(tmp_path, monkeypatch):
     teacher = {"name": "dinov2-b", "source": "online"}
     train_ds.train(tiny("repa", tmp_path / "run", images=2 * BATCH, teacher=teacher, method={"coefficient": 0.0}))
     assert all("align" not in row for row in rows_of(tmp_path / "run"))
+
+
+def test_no_features_are_fetched_once_the_weight_is_zero(tmp_path, monkeypatch):
+    """Nor computed by a start that comes later; and the run is bit for bit the one that fetches them to the end."""
+    fetched, teacher = [], LITE | {"source": "cached"}
+    features = MemoryDataset.features
+    monkeypatch.setattr(MemoryDataset, "features", lambda s, name, r: fetched.append(len(r)) or features(s, name, r))
+
+    def runs(name, images=6 * BATCH):
+        cut = {"decay": "cut-off", "decay_images": 1.5 * BATCH, "align": "nt-xent", "group_images": 64}
+        train = {"save_every": 3 * BATCH, "resume": "auto"}
+        train_ds.train(tiny("repa", tmp_path / name, images, teacher=teacher, method=cut, train=train))
+
+    runs("whole")
+    assert fetched == [64, 64]
+    fetched.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr("train_ds.last_alignment", lambda config: None)
+        runs("always")
+    assert fetched == 6 * [64]
+    runs("halves", 3 * BATCH)
+    fetched.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr("erw.teachers.features.load_teacher", lambda *a, **k: pytest.fail("a teacher was loaded"))
+        runs("halves")
+    assert fetched == []
+    whole = state_at(tmp_path / "whole", 6 * BATCH)
+    for name in ("always", "halves"):
+        assert difference(whole, state_at(tmp_path / name, 6 * BATCH)) == 0
 
 
 def test_stored_photographs_are_pixels_for_model_and_teacher(tmp_path):
