@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from erw.bench._section import with_section
-from erw.bench.convergence.figures import Record, estimates, paired, readings
+from erw.bench.convergence.figures import Estimate, Record, estimates, paired, readings
 from erw.bench.convergence.report import read_record, record_file
 from erw.bench.convergence.words import at_end, label, number, table
 from erw.errors import UserError, exits_cleanly
@@ -72,29 +72,33 @@ def markdown(pilot: Pilot, record: Record, file: Path) -> str:
     fixed = sorted((name for name in choices(pilot, record) if name != ours), key=lambda name: found[name][quality].mean)
     if not fixed:
         raise UserError(f"{file} has no variant that differs from {ours} in its warm-up's share or depth alone")
-    rows = []
-    for name in sorted([ours, *fixed], key=lambda name: found[name][quality].mean):
-        entry = found[name][quality]
-        rows.append([label(record, name) + " (the pilot's choice)" * (name == ours),
-                     f"{record['study']['variants'][name]['warmup_share']:.1%}",
-                     str(record["variants"][name]["settings"]["method"]["depth"]),
-                     number(entry.mean), number(entry.deviation), f"{entry.mean / found[fixed[0]][quality].mean:.2f}"])  # fmt: skip
+    best = found[fixed[0]][quality].mean
+    order = sorted([ours, *fixed], key=lambda name: found[name][quality].mean)
+    rows = [_row(record, name, found[name][quality], best, name == ours) for name in order]
     seeds = len(record["settings"]["seeds"])
     heads = ["warm-up", "share of the FLOPs", "last block", f"Frechet distance, mean over {seeds} seeds", "sd", "ratio"]
-    means = {name: found[name][quality].mean for name in (ours, fixed[0], fixed[-1])}
     lines = [
-        _bound(label(record, ours), label(record, fixed[0]), means[ours], means[fixed[0]]),
+        _bound(label(record, ours), label(record, fixed[0]), found[ours][quality].mean, best),
         _worst(label(record, ours), label(record, fixed[-1]), paired(ends[fixed[-1]], ends[ours], quality)),
     ]
-    runs = len(pilot["depths"]) * len(pilot["seeds"])
-    said = (
-        f"The pilot for `{pilot['preset']}` ({runs} runs over depths {', '.join(pilot['depths'])}, each"
-        f" {pilot['pilot_share']:.0%} of a run's FLOPs) chose blocks 1 to {pilot['depth']} for {pilot['warmup_images']:,} images,"
-        f" {share(pilot):.1%} of the run's FLOPs. In the study `{record['study']['name']}` that is *{label(record, ours)}*, at"
-        f" {at_end(record)} with the rest:"
-    )
     footer = f"Ratio: to the best of the other choices. Record: `{file}`; the pilot's seeds are none of its."
-    return "\n\n".join([said, table(heads, rows), "\n".join(f"- {line}" for line in lines), footer])
+    return "\n\n".join([_said(pilot, record, ours), table(heads, rows), "\n".join(f"- {line}" for line in lines), footer])
+
+
+def _row(record: Record, name: str, entry: Estimate, best: float, ours: bool) -> list[str]:
+    method = record["variants"][name]["settings"]["method"]
+    named = label(record, name) + " (the pilot's choice)" * ours
+    spent = f"{record['study']['variants'][name]['warmup_share']:.1%}"
+    return [named, spent, str(method["depth"]), number(entry.mean), number(entry.deviation), f"{entry.mean / best:.2f}"]
+
+
+def _said(pilot: Pilot, record: Record, ours: str) -> str:
+    runs, depths = len(pilot["depths"]) * len(pilot["seeds"]), ", ".join(pilot["depths"])
+    return (
+        f"The pilot for `{pilot['preset']}` ({runs} runs over depths {depths}, each {pilot['pilot_share']:.0%} of a run's FLOPs)"
+        f" chose blocks 1 to {pilot['depth']} for {pilot['warmup_images']:,} images, {share(pilot):.1%} of the run's FLOPs. In"
+        f" the study `{record['study']['name']}` that is *{label(record, ours)}*, at {at_end(record)} with the rest:"
+    )
 
 
 def _bound(ours: str, best: str, mean: float, other: float) -> str:
@@ -108,7 +112,7 @@ def _bound(ours: str, best: str, mean: float, other: float) -> str:
     )
 
 
-def _worst(ours: str, worst: str, gain: Any) -> str:
+def _worst(ours: str, worst: str, gain: Estimate) -> str:
     spread = f"the spread of {number(gain.deviation)} (standard deviation of the difference over {gain.count} seeds)"
     if gain.mean <= 0:
         return f"*{ours}* is **not** better than the worst fixed choice, *{worst}*: {number(-gain.mean)} above it."
