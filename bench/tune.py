@@ -95,9 +95,9 @@ def _row(record: Record, name: str, entry: Estimate, best: float, ours: bool) ->
 def _said(pilot: Pilot, record: Record, ours: str) -> str:
     runs, depths = len(pilot["depths"]) * len(pilot["seeds"]), ", ".join(pilot["depths"])
     return (
-        f"The pilot for `{pilot['preset']}` ({runs} runs over depths {depths}, each {pilot['pilot_share']:.0%} of a run's FLOPs)"
-        f" chose blocks 1 to {pilot['depth']} for {pilot['warmup_images']:,} images, {share(pilot):.1%} of the run's FLOPs. In"
-        f" the study `{record['study']['name']}` that is *{label(record, ours)}*, at {at_end(record)} with the rest:"
+        f"The pilot for `{pilot['preset']}` ({runs} runs over depths {depths}, each {pilot['pilot_share']:.0%} of a run's"
+        f" FLOPs) chose blocks 1 to {pilot['depth']} for {pilot['warmup_images']:,} images, {share(pilot):.1%} of the run's"
+        f" FLOPs. In the study `{record['study']['name']}` that is *{label(record, ours)}*, at {at_end(record)} with the rest:"
     )
 
 
