@@ -158,6 +158,7 @@ def stream(dataset: Dataset, seed: int, start: int, batch: int, micro: int, rank
         pin_memory=pin,
         persistent_workers=workers > 0,
         worker_init_fn=_leave_signals_to_the_run if workers else None,
+        multiprocessing_context="fork" if workers else None,  # a fork server would not survive the signals
         prefetch_factor=ahead if workers else None,
     )
     return _Batches(loader)
