@@ -145,7 +145,7 @@ def _leave_signals_to_the_run(worker: int) -> None:
 
 
 def stream(dataset: Dataset, seed: int, start: int, batch: int, micro: int, rank: int, ranks: int, workers: int = 0,
-           pin: bool = False, wanted: Wanted = Wanted(), ahead: int = 2) -> Iterator[Batch]:  # fmt: skip
+           pin: bool = False, wanted: Wanted = Wanted(), ahead: int = 2) -> "Batches":  # fmt: skip
     """Micro-batches of ``rank``, each of ``micro`` images, from image ``start`` on; ``batch`` / (ranks * micro) a step.
 
     Each of ``workers`` loader processes reads ``ahead`` micro-batches ahead of need.
@@ -161,11 +161,14 @@ def stream(dataset: Dataset, seed: int, start: int, batch: int, micro: int, rank
         multiprocessing_context="fork" if workers else None,  # a fork server would not survive the signals
         prefetch_factor=ahead if workers else None,
     )
-    return _Batches(loader)
+    return Batches(loader)
 
 
-class _Batches(Iterator[Batch]):
-    """What a loader yields. An error that it yields is raised, after its processes were told to end."""
+class Batches(Iterator[Batch]):
+    """What a loader yields, until closed. An error that it yields is raised, after its processes were told to end.
+
+    They ignore what would end them otherwise, so that a process with an open one waits for them when it exits.
+    """
 
     def __init__(self, loader: DataLoader):
         self._iterator: Iterator[Batch | UserError] | None = iter(loader)
@@ -175,6 +178,10 @@ class _Batches(Iterator[Batch]):
             raise StopIteration
         found = next(self._iterator)
         if isinstance(found, UserError):
-            self._iterator = None
+            self.close()
             raise found
         return found
+
+    def close(self) -> None:
+        """End the loader's processes."""
+        self._iterator = None
