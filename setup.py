@@ -48,7 +48,19 @@ setup(
         "xformers": ["xformers>=0.0.35"],
         # NVIDIA's apex. The project called apex on the package index is another one.
         "apex": ["apex @ git+https://github.com/NVIDIA/apex"],
-        "dev": ["pytest", "pytest-benchmark", "pytest-timeout", "psutil", "moto[s3]", "flask", "flask-cors", "datasets", "ruff", "mypy", "pre-commit"],
+        "dev": [
+            "pytest",
+            "pytest-benchmark",
+            "pytest-timeout",
+            "psutil",
+            "moto[s3]",
+            "flask",
+            "flask-cors",
+            "datasets",
+            "ruff",
+            "mypy",
+            "pre-commit",
+        ],
     },
     entry_points={"console_scripts": ["erw=erw.cli:main"]},
 )

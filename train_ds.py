@@ -6,6 +6,7 @@ python train_ds.py in256-repa-b2 --dry-run
 """
 
 import sys
+from contextlib import closing
 
 import erw  # noqa: F401  (first: it drops this folder from sys.path, where kernels/ would hide another package)
 from erw.build import build_step, fit_to_data, open_data
@@ -18,7 +19,7 @@ from erw.engine.watch import Watch
 from erw.errors import Stopped, exits_cleanly
 from erw.evaluate.running import RunningEvaluation
 from erw.options import parse
-from erw.plan import Costs, plan_text
+from erw.plan import Costs, last_alignment, plan_text
 from erw.profile.recorder import Profile
 from erw.repeatable import repeatable
 from erw.run import Run
@@ -48,9 +49,11 @@ def train_watched(config: TrainConfig, dataset: Dataset, ranks: Ranks, watch: Wa
         run.finish()
         return
 
-    features = FeatureSource(config.active_teacher, dataset, ranks.device, config.method.group, micro, config.model.grid)
+    features = FeatureSource(
+        config.active_teacher, dataset, ranks.device, config.method.group, micro, config.model.grid, last_alignment(config)
+    )
     with run.accounts.apart("teacher"):
-        features.prepare()
+        features.prepare(run.images)
     costs = Costs(config, features)
     evaluation, profile = RunningEvaluation(config, ranks), Profile(run)
 
@@ -68,42 +71,43 @@ def train_watched(config: TrainConfig, dataset: Dataset, ranks: Ranks, watch: Wa
         watch.mark(name)
         return run.guard.pace.part(name, run.gauges.part(name, profile.part(name)))
 
-    run.accounts.restart_clock()
-    while not run.complete:
-        if why := watch.stops(run.images, batch_size):
-            raise run.stop(engine, why)
-        upcoming = method.phase(run.images)
-        profile.step(upcoming)
-        if upcoming.name != phase.name:
-            watch.away("hand-over", cold=True)
-            engine = hand_over(config, run, engine, upcoming)
-        phase = engine.step_module.phase = upcoming
+    with closing(batches):
+        run.accounts.restart_clock()
+        while not run.complete:
+            if why := watch.stops(run.images, batch_size):
+                raise run.stop(engine, why)
+            upcoming = method.phase(run.images)
+            profile.step(upcoming)
+            if upcoming.name != phase.name:
+                watch.away("hand-over", cold=True)
+                engine = hand_over(config, run, engine, upcoming)
+            phase = engine.step_module.phase = upcoming
 
-        losses = []
-        for _ in range(config.engine.accumulation):
-            with part("data wait"):
-                batch = next(batches)
-            with part("copy"):
-                batch = batch.to(ranks.device)
-            with part("draw"):
-                latents = space.draw(batch.latents, seed, batch.index)
-                inputs = config.objective.draw(phase, seed, latents, batch.labels, batch.index, config.model.num_classes)
-            with part("teacher"):
-                target = features(batch) if phase.aligns else None
-            with part("forward"):
-                losses.append(engine(inputs.x, inputs.t, inputs.y, inputs.target, target))
-            with part("backward"):
-                engine.backward(losses[-1]["loss"])
-            with part("optimizer"):
-                engine.step(run.lr_at(run.images))
+            losses = []
+            for _ in range(config.engine.accumulation):
+                with part("data wait"):
+                    batch = next(batches)
+                with part("copy"):
+                    batch = batch.to(ranks.device)
+                with part("draw"):
+                    latents = space.draw(batch.latents, seed, batch.index)
+                    inputs = config.objective.draw(phase, seed, latents, batch.labels, batch.index, config.model.num_classes)
+                with part("teacher"):
+                    target = features(batch) if phase.aligns else None
+                with part("forward"):
+                    losses.append(engine(inputs.x, inputs.t, inputs.y, inputs.target, target))
+                with part("backward"):
+                    engine.backward(losses[-1]["loss"])
+                with part("optimizer"):
+                    engine.step(run.lr_at(run.images))
 
-        with part("report"):
-            run.advance(phase, batch_size, batch_size * costs.per_image(phase), losses, engine)
-        watch.away("evaluation and saving")
-        if phase.denoise and (run.complete or run.due(config.eval.every)):
-            evaluation.evaluate(run, engine)
-        if run.complete or run.due(config.train.save_every):
-            run.save(engine)
+            with part("report"):
+                run.advance(phase, batch_size, batch_size * costs.per_image(phase), losses, engine)
+            watch.away("evaluation and saving")
+            if phase.denoise and (run.complete or run.due(config.eval.every)):
+                evaluation.evaluate(run, engine)
+            if run.complete or run.due(config.train.save_every):
+                run.save(engine)
 
     profile.close()
     run.finish()

@@ -48,15 +48,16 @@ def train_flops(model: SiTConfig, method: Method, phase: Phase, teachers: tuple[
     return 3 * (forward + (method.head_flops(model, teachers) if phase.aligns else 0))
 
 
-def teacher_share(forward: int, cached_images: int | None, planned_images: int) -> float:
-    """Teacher FLOPs charged to each aligned training image.
-
-    ``forward`` is the teacher's forward for one image. Online it is paid for every image (``cached_images`` None); a
-    cache of ``cached_images`` images is paid once, spread over the ``planned_images`` that will use it.
-    """
-    if cached_images is None:
-        return float(forward)
+def cached_share(forward: int, cached_images: int, planned_images: int) -> float:
+    """Teacher FLOPs charged to each aligned training image: a cache of ``cached_images`` images, ``forward`` each, is paid
+    once, spread over the ``planned_images`` that will use it."""
     return forward * min(1.0, cached_images / max(planned_images, 1))
+
+
+def online_share(forward: int, group: int, micro: int) -> float:
+    """The same of a teacher that runs in every step, on the whole groups of ``group`` images that a micro-batch of ``micro``
+    lies in: on images more than once where groups are larger."""
+    return forward * max(1.0, group / micro)
 
 
 def measured_forward(module: nn.Module, *inputs: Tensor) -> int:

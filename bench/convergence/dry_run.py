@@ -9,7 +9,7 @@ from erw.bench.convergence.words import table
 from erw.config import TrainConfig
 from erw.devices import GB
 from erw.evaluate.anchors import anchors_for, short
-from erw.plan import Costs, phases
+from erw.plan import Costs, phases, teacher_words
 from erw.plan.forecast import Forecast, Forecaster
 from erw.plan.network import Network
 from erw.plan.rates import Rates, rates_of
@@ -52,13 +52,18 @@ def text(study: Study, variants: list[str], seeds: list[int], share: float = 1.0
         said = f"{hours:.2g} hours of training in all, evaluations apart; a pilot decides the images when the study starts."
         return "\n\n".join([*parts, said])
     configs = {name: config for name, config in plan(study, share).items() if name in variants}
+    ranks = machine.gpus if machine else 1
     heads = ["variant", "images", "of them warm-up", "FLOPs", "published FID"]
-    rows = [[study.labels[name], *_amounts(configs[name]), expected(study.variants[name], configs[name])] for name in variants]
+    rows = [
+        [study.labels[name], *_amounts(configs[name], ranks), expected(study.variants[name], configs[name])]
+        for name in variants
+    ]
     if machine:
         heads += ["GPU-hours, a seed", "published code's", "features and latents", "checkpoints"]
         for row, name in zip(rows, variants, strict=True):
             row += _costs(study.variants[name].preset, configs[name], machine)
     parts.append(table(heads, rows))
+    parts += _teachers(study, {name: configs[name] for name in variants}, ranks)
     if machine:
         parts.append(_how(machine))
     for name in variants:
@@ -66,8 +71,17 @@ def text(study: Study, variants: list[str], seeds: list[int], share: float = 1.0
     return "\n\n".join(parts)
 
 
-def _amounts(config: TrainConfig) -> list[str]:
-    costs = Costs(config)
+def _teachers(study: Study, configs: dict[str, TrainConfig], ranks: int) -> list[str]:
+    """What teachers cost, each line once with the variants that it is true of."""
+    found: dict[str, list[str]] = {}
+    for name, config in configs.items():
+        if words := teacher_words(config, ranks):
+            found.setdefault(words, []).append(study.labels[name])
+    return [f"{words} ({', '.join(labels)})" for words, labels in found.items()]
+
+
+def _amounts(config: TrainConfig, ranks: int) -> list[str]:
+    costs = Costs(config, ranks=ranks)
     total = sum(costs.per_image(phase) * images for phase, images in phases(config))
     warmup = sum(images for phase, images in phases(config) if phase.depth)
     return [f"{config.train.images:,}", f"{warmup:,}", f"{total:.3g}"]
@@ -93,7 +107,7 @@ def _costs(name: str, config: TrainConfig, machine: Machine) -> list[str]:
     speed = _PUBLISHED_SPEED.get(name)
     theirs = f"{config.train.images / speed / 3600:,.0f} (H100)" if speed else "-"
     kept = config.train.keep * disk.checkpoint
-    stored = disk.latents + sum(disk.features.values())
+    stored = disk.latents + disk.pixels + sum(disk.features.values())
     return [f"{forecast.gpu_hours:,.0f}", theirs, f"{stored / GB:,.0f} GB", f"{kept / GB:,.0f} GB"]
 
 
@@ -101,8 +115,8 @@ def _how(machine: Machine) -> str:
     return (
         f"GPU-hours on {machine.gpus} {machine.gpu} are `erw plan`'s ({machine.rates.source}): modelled unless it says"
         " measured, evaluation apart. The published code's: its images at the speed that REPA reports (173 images/s a GPU,"
-        " SiT-XL/2 on eight H100, teacher online). Disk: fp16 moments and bf16 DINOv2-B features of 1,281,167"
-        " images, once for all rows."
+        " SiT-XL/2 on eight H100, teacher online). Disk: fp16 moments and bf16 features, or the pixels for a teacher"
+        " that runs online, of 1,281,167 images, once for all rows."
     )
 
 

@@ -69,7 +69,10 @@ def check_same_run(meta: Meta, config: dict[str, Any], checkpoint: Path) -> None
     of_train = ("batch", "seed", "init_from", "init_convention")
     pairs += [(f"train.{k}", written["train"][k], config["train"][k]) for k in of_train]
     pairs += [("engine.precision", written["engine"]["precision"], config["engine"]["precision"])]
-    free = {"data.path", "data.workers", "data.ahead", "data.cache", "data.cache_gb"}
+    free = {
+        "data.path", "data.workers", "data.ahead", "data.cache", "data.cache_gb",
+        "teacher.file", "teacher.compile",
+    }  # fmt: skip
     for name, before, now in pairs:
         same = list(before) == list(now) if isinstance(now, tuple) else before == now
         if not same and name not in free:

@@ -53,11 +53,19 @@ class Dataset(Protocol):
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a run needs besides latents and labels: cached teachers by name, or pixels, of whole groups of images."""
+    """What a run needs besides latents and labels: cached teachers by name, or pixels, of whole groups of images.
+
+    ``until``: the stream position, at which a step begins, from which on none of it is needed; None: always.
+    """
 
     teachers: tuple[str, ...] = ()
     images: bool = False
     group: int = 1
+    until: int | None = None
+
+    def at(self, position: int) -> "Wanted":
+        """What the image at a stream position needs."""
+        return self if self.until is None or position < self.until else Wanted()
 
 
 def rows_at(positions: np.ndarray, seed: int, length: int, blocks: Blocks | None = None) -> np.ndarray:
@@ -90,10 +98,10 @@ class _Positions(TorchDataset):
             return error
 
     def _read(self, positions: np.ndarray) -> Batch:
-        wanted, length, blocks = self.wanted, len(self.dataset), self.dataset.blocks
+        wanted, length, blocks = self.wanted.at(int(positions[0])), len(self.dataset), self.dataset.blocks
         low = positions[0] // wanted.group * wanted.group
         high = -(-(positions[-1] + 1) // wanted.group) * wanted.group
-        self._prefetch(*divmod(int(high) - 1, length))
+        self._prefetch(*divmod(int(high) - 1, length), wanted)
         rows = rows_at(np.arange(low, high), self.seed, length, blocks)
         return Batch(
             index=torch.from_numpy(positions),
@@ -103,8 +111,8 @@ class _Positions(TorchDataset):
             first=int(positions[0] - low),
         )
 
-    def _prefetch(self, epoch: int, place: int) -> None:
-        """At the first place in a window: that window's shards, and the next one's."""
+    def _prefetch(self, epoch: int, place: int, wanted: Wanted) -> None:
+        """At the first place in a window: what is wanted of that window's shards, and of the next one's."""
         blocks = self.dataset.blocks
         if blocks is None:
             return
@@ -113,8 +121,13 @@ class _Positions(TorchDataset):
             return
         self._window = epoch, window
         after = (epoch, window + 1) if window + 1 < blocks.windows else (epoch + 1, 0)
-        shards = [int(shard) for e, w in ((epoch, window), after) for shard in blocks.shards(self.seed, e, w)]
-        self.dataset.prefetch(shards, self.wanted.teachers, self.wanted.images)
+        here, there = ([int(shard) for shard in blocks.shards(self.seed, e, w)] for e, w in ((epoch, window), after))
+        end = epoch * len(self.dataset) + int(blocks.window_starts(self.seed, epoch)[window + 1])
+        if (later := self.wanted.at(end)) == wanted:
+            self.dataset.prefetch(here + there, wanted.teachers, wanted.images)
+            return
+        self.dataset.prefetch(here, wanted.teachers, wanted.images)
+        self.dataset.prefetch(there, later.teachers, later.images)
 
 
 def micro_batches(start: int, batch: int, micro: int, rank: int, ranks: int) -> Iterator[np.ndarray]:
@@ -132,7 +145,7 @@ def _leave_signals_to_the_run(worker: int) -> None:
 
 
 def stream(dataset: Dataset, seed: int, start: int, batch: int, micro: int, rank: int, ranks: int, workers: int = 0,
-           pin: bool = False, wanted: Wanted = Wanted(), ahead: int = 2) -> Iterator[Batch]:  # fmt: skip
+           pin: bool = False, wanted: Wanted = Wanted(), ahead: int = 2) -> "Batches":  # fmt: skip
     """Micro-batches of ``rank``, each of ``micro`` images, from image ``start`` on; ``batch`` / (ranks * micro) a step.
 
     Each of ``workers`` loader processes reads ``ahead`` micro-batches ahead of need.
@@ -145,13 +158,17 @@ def stream(dataset: Dataset, seed: int, start: int, batch: int, micro: int, rank
         pin_memory=pin,
         persistent_workers=workers > 0,
         worker_init_fn=_leave_signals_to_the_run if workers else None,
+        multiprocessing_context="fork" if workers else None,  # a fork server would not survive the signals
         prefetch_factor=ahead if workers else None,
     )
-    return _Batches(loader)
+    return Batches(loader)
 
 
-class _Batches(Iterator[Batch]):
-    """What a loader yields. An error that it yields is raised, after its processes were told to end."""
+class Batches(Iterator[Batch]):
+    """What a loader yields, until closed. An error that it yields is raised, after its processes were told to end.
+
+    They ignore what would end them otherwise, so that a process with an open one waits for them when it exits.
+    """
 
     def __init__(self, loader: DataLoader):
         self._iterator: Iterator[Batch | UserError] | None = iter(loader)
@@ -161,6 +178,10 @@ class _Batches(Iterator[Batch]):
             raise StopIteration
         found = next(self._iterator)
         if isinstance(found, UserError):
-            self._iterator = None
+            self.close()
             raise found
         return found
+
+    def close(self) -> None:
+        """End the loader's processes."""
+        self._iterator = None

@@ -6,7 +6,7 @@ trace      one step on tensors without data    rates      how fast a device comp
 forecast   all of them put together            report     as text, table and picture
 """
 
-from erw.plan.costs import Costs, images_for_budget, phases
-from erw.plan.text import phase_words, plan_text
+from erw.plan.costs import Costs, images_for_budget, last_alignment, phases
+from erw.plan.text import phase_words, plan_text, teacher_words
 
-__all__ = ["Costs", "images_for_budget", "phase_words", "phases", "plan_text"]
+__all__ = ["Costs", "images_for_budget", "last_alignment", "phase_words", "phases", "plan_text", "teacher_words"]

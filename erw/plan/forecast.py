@@ -18,9 +18,9 @@ _OPTIMIZER_BYTES = 44
 """Moved for an element: master, two moments, EMA read and written in fp32, gradient read three times, weight written."""
 _HIDDEN = 0.9  # of the backward that the reduction of gradients can hide behind: an assumption
 
-MATMULS, MEMORY_BOUND, REDUCTION, GATHERING, OPTIMIZER, MEASURED = (
+MATMULS, MEMORY_BOUND, REDUCTION, GATHERING, OPTIMIZER, MEASURED, TEACHER = (
     "matmuls and attention", "memory-bound operations", "reduction of gradients", "gathering of weights", "optimizer",
-    "forward and backward",
+    "forward and backward", "teacher",
 )  # fmt: skip
 
 
@@ -106,7 +106,7 @@ class Forecaster:
     def __init__(self, config: TrainConfig, rates: Rates):
         ops = config.engine.ops if config.engine.ops != "auto" else ("fused" if rates.gpu else "reference")
         self.config, self.rates = replace(config, engine=replace(config.engine, ops=ops)), rates
-        self._tracers: dict[tuple[str, bool], Tracer] = {}
+        self._tracers: dict[tuple[str, bool, bool], Tracer] = {}
 
     def at(self, network: Network, *, batch: int | None = None, ds_config: str | None = None) -> Forecast:
         """On ``network``, with another global batch or DeepSpeed file where given. Raises `UserError` where they do not fit."""
@@ -121,19 +121,27 @@ class Forecaster:
         tracer = self._tracer(config, phase)
         trace = tracer.at(micro)
         sharding = sharding_of(config, tracer.parameters(), network.gpus, 3 if phase.depth is None else 2)
-        traffic, flops = traffic_of(sharding, network), Costs(config).per_image(phase)
+        costs, traffic = Costs(config, ranks=network.gpus), traffic_of(sharding, network)
+        teacher = costs.teacher(phase)
+        flops = costs.per_image(phase) - teacher
         row = None
         if phase.depth is None:
             row = self.rates.step_like(flops, micro, config.engine.ops, config.engine.recompute)
         parts = self._parts(sharding, trace, traffic, micro, flops, row)
+        if teacher:
+            rate = self.rates.fp32 if config.teacher.precision == "fp32" else self.rates.flops
+            parts[TEACHER] = sharding.accumulation * micro * teacher / rate
         measured = f"{row['name']} of {row['model']}, batch {row['batch']}" if row else None
-        return PhaseForecast(phase, images, sharding, memory_of(sharding, trace), trace, traffic, parts, flops, measured)
+        return PhaseForecast(
+            phase, images, sharding, memory_of(sharding, trace), trace, traffic, parts, flops + teacher, measured
+        )
 
     def _tracer(self, config: TrainConfig, phase: Phase) -> Tracer:
         apart = stage_of(read_ds_config(config.engine.ds_config)) == 3 and phase.depth is None
-        if (phase.name, apart) not in self._tracers:
-            self._tracers[phase.name, apart] = Tracer(config, phase, self.rates.gpu)
-        return self._tracers[phase.name, apart]
+        key = phase.name, phase.aligns, apart
+        if key not in self._tracers:
+            self._tracers[key] = Tracer(config, phase, self.rates.gpu)
+        return self._tracers[key]
 
     def _parts(self, s: Sharding, trace: Trace, traffic: Traffic, micro: int, flops: float, row: dict | None) -> dict:
         rates, rounds = self.rates, s.accumulation

@@ -6,8 +6,9 @@ from erw.devices import GB
 from erw.engine.config import read_ds_config, stage_of
 from erw.errors import UserError
 from erw.plan.error import ErrorRecord
-from erw.plan.forecast import GATHERING, MATMULS, MEASURED, MEMORY_BOUND, OPTIMIZER, REDUCTION, Forecast, Forecaster
+from erw.plan.forecast import GATHERING, MATMULS, MEASURED, MEMORY_BOUND, OPTIMIZER, REDUCTION, TEACHER, Forecast, Forecaster
 from erw.plan.network import Network
+from erw.plan.text import feature_bytes, teacher_words
 
 _KNOBS = {
     MATMULS: "more GPUs, or a warm-up or fewer images; nothing else makes the arithmetic less",
@@ -16,6 +17,7 @@ _KNOBS = {
     REDUCTION: "more images a GPU (--batch), --engine.accumulation at ZeRO-1, a faster --network",
     GATHERING: "more images a GPU (--batch), a lower --zero, a faster --network",
     OPTIMIZER: "more images a GPU (--batch), or more GPUs to share it",
+    TEACHER: "--teacher.source cached, with features that erw prepare computes once",
 }
 _KINDS = ("weights", "masters", "moments", "ema", "buffers", "gradients", "buckets", "activations")
 
@@ -31,26 +33,29 @@ class Costs:
 
 @dataclass(frozen=True)
 class Disk:
-    """Bytes of the data set and of checkpoints."""
+    """Bytes of the data set and of checkpoints. ``pixels``: kept beside latents for an online teacher."""
 
     images: int
     latents: float
+    pixels: float
     features: dict[str, float]
     checkpoint: float
 
     def per_image(self, aligns: bool) -> float:
         """Bytes read for one training image."""
-        return (self.latents + (sum(self.features.values()) if aligns else 0.0)) / self.images
+        return (self.latents + (self.pixels + sum(self.features.values()) if aligns else 0.0)) / self.images
 
 
 def disk_of(forecast: Forecast, images: int) -> Disk:
-    """fp16 latents (VAE moments, or pixels as they are) and teachers' features of ``images`` images; fp32 checkpoints."""
+    """fp16 latents (VAE moments, or pixels as they are), teachers' features or, for an online one, the pixels of ``images``
+    images, 8 a side for a latent's; fp32 checkpoints."""
     config = forecast.config
     model, moments = config.model, 2 if config.latents.kind == "vae" else 1
     latents = 2 * moments * model.in_channels * model.input_size**2 * images
-    cached = config.teacher_specs if config.active_teacher.source == "cached" else ()
-    features = {spec.name: 2.0 * spec.grid**2 * spec.width * images for spec in cached}
-    return Disk(images, float(latents), features, 16.0 * max(p.sharding.elements for p in forecast.phases))
+    online = config.active_teacher.source == "online" and bool(config.teacher_specs)
+    features = {} if online else {spec.name: float(feature_bytes(spec) * images) for spec in config.teacher_specs}
+    pixels = 3.0 * (8 * model.input_size) ** 2 * images if online and config.latents.kind != "pixels" else 0.0
+    return Disk(images, float(latents), pixels, features, 16.0 * max(p.sharding.elements for p in forecast.phases))
 
 
 def bottleneck(forecast: Forecast) -> str:
@@ -81,7 +86,8 @@ def report(forecast: Forecast, costs: Costs, disk: Disk, error: ErrorRecord | No
     lines += [
         f"run: {config.train.images:,} images, {config.train.images // config.train.batch:,} steps: {hours:,.1f} hours,"
         f" {forecast.gpu_hours:,.0f} GPU-hours" + _energy(forecast, costs) + f", cost {costs.price * forecast.gpu_hours:,.0f}",
-        f"  {costs.said}; evaluation, checkpoints and an online teacher are not in it",
+        f"  {costs.said}; evaluation and checkpoints are not in it",
+        *_teacher_lines(forecast),
         _disk_line(forecast, disk),
         f"limit: {bottleneck(forecast)}",
         error.words(rates.name) if error else "the model's own error: not measured",
@@ -93,6 +99,16 @@ def report(forecast: Forecast, costs: Costs, disk: Disk, error: ErrorRecord | No
 
 def _energy(forecast: Forecast, costs: Costs) -> str:
     return f", {forecast.gpu_hours * costs.watts / 1e3:,.0f} kWh" if costs.watts else ""
+
+
+def _teacher_lines(forecast: Forecast) -> list[str]:
+    words = teacher_words(forecast.config, forecast.network.gpus)
+    if words is None:
+        return []
+    seconds = sum(p.parts.get(TEACHER, 0.0) * p.images for p in forecast.phases) / forecast.config.train.batch
+    if not seconds:
+        return [words]
+    return [f"{words}, {seconds / forecast.seconds:.1%} of the time at the rate of matmuls; its memory is not counted"]
 
 
 def _phase_lines(forecast: Forecast, found) -> list[str]:
@@ -122,7 +138,8 @@ def _phase_lines(forecast: Forecast, found) -> list[str]:
 
 def _disk_line(forecast: Forecast, disk: Disk) -> str:
     kept = forecast.config.train.keep
-    features = "".join(f", features of {name} {size / GB:,.1f} GB" for name, size in disk.features.items())
+    pixels = f", pixels {disk.pixels / GB:,.3g} GB" if disk.pixels else ""
+    features = pixels + "".join(f", features of {name} {size / GB:,.1f} GB" for name, size in disk.features.items())
     read = disk.per_image(forecast.main.phase.aligns) * forecast.images_per_second / GB
     return (
         f"disk: {disk.images:,} images: latents {disk.latents / GB:,.3g} GB{features}; checkpoints {disk.checkpoint / GB:,.3g}"

@@ -96,7 +96,9 @@ def _protocols(runs: list[RunRecord]) -> dict[str, str]:
 
 def _run(run: RunRecord, index: int) -> dict[str, Any]:
     shots, there = pictures(run.folder)
-    planned = {phase.name: phase_words(phase) for phase, _ in phases(run.config)}
+    planned: dict[str, str] = {}
+    for phase, _ in phases(run.config):
+        planned[phase.name] = " / ".join(filter(None, [planned.get(phase.name), phase_words(phase)]))
     return {
         "name": run.name,
         "colour": index % COLOURS,

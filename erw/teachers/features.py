@@ -5,7 +5,7 @@ import torch
 from erw.data.memory import MemoryDataset
 from erw.data.stream import Dataset, Wanted
 from erw.errors import UserError
-from erw.flops import teacher_share
+from erw.flops import cached_share, online_share
 from erw.teachers import GRID, TeacherConfig, load_teacher, teacher_specs
 from erw.teachers.base import resampled
 from erw.types import Batch, Targets, TeacherSpec
@@ -14,20 +14,20 @@ from erw.types import Batch, Targets, TeacherSpec
 class FeatureSource:
     """Targets for a batch on the model's token ``grid``, and what they cost.
 
-    ``wanted`` says what the data must bring along. ``flops(planned)`` is the teachers' share of each aligned training
-    image, ``planned`` images being aligned in all. Groups larger than the micro-batch make an online teacher see images
-    more than once.
+    ``wanted`` says what the data must bring along, up to the image ``until``, at which the last aligned step ends (None: all
+    of them are). ``flops(planned)`` is the teachers' share of each aligned training
+    image, ``planned`` images being aligned in all.
     """
 
     def __init__(self, config: TeacherConfig, dataset: Dataset, device: torch.device, group: int = 1, micro: int = 1,
-                 grid: int = GRID):  # fmt: skip
+                 grid: int = GRID, until: int | None = None):  # fmt: skip
         self.config, self.dataset, self.device, self.grid = config, dataset, device, grid
         self.specs = teacher_specs(config, grid)
         self._teachers: list = []
         self._forward_flops: dict[str, int] = {}
         online = config.source == "online" and bool(self.specs)
-        self.wanted = Wanted(() if online else config.names, online, group if self.specs else 1)
-        self._repeats = max(1.0, group / micro)
+        self.wanted = Wanted(() if online else config.names, online, group if self.specs else 1, until)
+        self._group, self._micro = group, micro
         if not online:
             for spec in self.specs:
                 self._check_cache(spec)
@@ -44,8 +44,11 @@ class FeatureSource:
                 " teacher, or prepare the dataset with this one"
             )
 
-    def prepare(self) -> None:
-        """Load the encoders, or fill the cache of a dataset in memory, where that is still to be done."""
+    def prepare(self, start: int = 0) -> None:
+        """Load the encoders, or fill the cache of a dataset in memory, where that is still to be done and a step from image
+        ``start`` on aligns."""
+        if self.wanted.at(start) != self.wanted:
+            return
         for spec in self.specs:
             if spec.name not in self._forward_flops:
                 self._prepare(spec)
@@ -73,8 +76,8 @@ class FeatureSource:
         """Teacher FLOPs charged to each aligned image."""
         forward = sum(self._forward_flops.values())
         if self.config.source == "cached":
-            return teacher_share(forward, len(self.dataset), planned)
-        return teacher_share(forward, None, planned) * self._repeats
+            return cached_share(forward, len(self.dataset), planned)
+        return online_share(forward, self._group, self._micro)
 
     def __call__(self, batch: Batch) -> Targets:
         """The targets of ``batch``, on its device."""

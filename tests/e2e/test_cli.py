@@ -124,7 +124,7 @@ def one_line(done, says: str) -> None:
         (["digits-erw", "--method.projection_depth", "1"], "lies before the warm-up's end"),
         (["digits-sit", "--batch", "33", "--engine.accumulation", "2"], "not divisible by 1 ranks x --engine.accumulation 2"),
         (["in256-sit-b2", "--data.path", "/nowhere"], "'/nowhere' is not a folder"),
-        (["digits-repa", "--teacher.name", "dinov2-b"], "gives 16x16 patches, the model has 4x4"),
+        (["digits-repa", "--model.patch_size", "1"], "gives 4x4 patches, the model has 8x8"),
         (["digits-repa", "--teacher.name", "none"], "needs a teacher"),
         (["digits-repa", "--teacher.name", "dinov9"], "'dinov9' is not known"),
         (["digits-sit", "--model.num_classes", "5"], "set it to 10"),

@@ -13,11 +13,13 @@ import torch
 import train_ds
 from erw.data import digits
 from erw.data.memory import MemoryDataset
+from erw.flops import train_flops
 from erw.options import parse
 from erw.plan import Costs
 from erw.teachers import teacher_flops
 from erw.teachers.lite import LiteTeacher
 from erw.teachers.timm import TimmTeacher
+from states import difference, state_at
 from tiny import BATCH, tiny
 
 pytestmark = pytest.mark.slow
@@ -58,8 +60,10 @@ def test_an_online_teacher_trains_and_is_charged(online):
     out, config = online
     rows = rows_of(out)
     assert len(rows) == 6 and rows[-1]["align"] < rows[0]["align"]
-    step = Costs(config).per_image(config.method.phase(0))
+    phase = config.method.phase(0)
+    step = train_flops(config.model, config.method, phase, config.teacher_specs)
     assert spent(out) == pytest.approx(6 * BATCH * (step + teacher_flops("efficientnet-lite0", 4)))
+    assert spent(out) == pytest.approx(6 * BATCH * Costs(config).per_image(phase))  # as it was planned
 
 
 def test_cached_features_are_what_the_online_teacher_gives(online, tmp_path):
@@ -76,7 +80,7 @@ def test_no_forward_once_the_weight_is_zero(tmp_path, monkeypatch):
     train_ds.train(config)
     assert seen == [BATCH, BATCH]
     plain, aligned = (Costs(config).per_image(config.method.phase(images)) for images in (2 * BATCH, 0))
-    expected = 2 * BATCH * (aligned + teacher_flops("efficientnet-lite0", 4)) + 4 * BATCH * plain
+    expected = 2 * BATCH * aligned + 4 * BATCH * plain
     assert spent(tmp_path / "run") == pytest.approx(expected)
 
 
@@ -85,6 +89,35 @@ def test_a_teacher_without_weight_is_not_even_loaded(tmp_path, monkeypatch):
     teacher = {"name": "dinov2-b", "source": "online"}
     train_ds.train(tiny("repa", tmp_path / "run", images=2 * BATCH, teacher=teacher, method={"coefficient": 0.0}))
     assert all("align" not in row for row in rows_of(tmp_path / "run"))
+
+
+def test_no_features_are_fetched_once_the_weight_is_zero(tmp_path, monkeypatch):
+    """Nor computed by a start that comes later; and the run is bit for bit the one that fetches them to the end."""
+    fetched, teacher = [], LITE | {"source": "cached"}
+    features = MemoryDataset.features
+    monkeypatch.setattr(MemoryDataset, "features", lambda s, name, r: fetched.append(len(r)) or features(s, name, r))
+
+    def runs(name, images=6 * BATCH):
+        cut = {"decay": "cut-off", "decay_images": 1.5 * BATCH, "align": "nt-xent", "group_images": 64}
+        train = {"save_every": 3 * BATCH, "resume": "auto"}
+        train_ds.train(tiny("repa", tmp_path / name, images, teacher=teacher, method=cut, train=train))
+
+    runs("whole")
+    assert fetched == [64, 64]
+    fetched.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr("train_ds.last_alignment", lambda config: None)
+        runs("always")
+    assert fetched == 6 * [64]
+    runs("halves", 3 * BATCH)
+    fetched.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr("erw.teachers.features.load_teacher", lambda *a, **k: pytest.fail("a teacher was loaded"))
+        runs("halves")
+    assert fetched == []
+    whole = state_at(tmp_path / "whole", 6 * BATCH)
+    for name in ("always", "halves"):
+        assert difference(whole, state_at(tmp_path / name, 6 * BATCH)) == 0
 
 
 def test_stored_photographs_are_pixels_for_model_and_teacher(tmp_path):

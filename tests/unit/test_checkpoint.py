@@ -137,11 +137,14 @@ def test_a_resume_that_would_be_another_run_is_refused(tmp_path, section, field,
         check_same_run(stored, config, tmp_path)
 
 
-def test_length_and_place_may_change(tmp_path):
+def test_length_place_and_execution_may_change(tmp_path):
     config = to_dict(preset("digits-sit"))
+    stored = meta(1)
+    stored.config["teacher"] |= {"name": "dinov2-b", "file": "weights.pth"}
     config["train"] |= {"images": 1, "out": "elsewhere", "save_every": 7}
     config["data"]["path"] = "/other/disk"
-    check_same_run(meta(1), config, tmp_path)
+    config["teacher"] |= {"name": "dinov2-b", "file": "/other/disk/weights.pth", "compile": True}
+    check_same_run(stored, config, tmp_path)
 
 
 def damage(path, how: str) -> str:

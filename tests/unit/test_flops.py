@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from erw.align import Erw, Plain, Repa
 from erw.build import build_step
-from erw.flops import forward_flops, teacher_share, train_flops
+from erw.flops import cached_share, forward_flops, online_share, train_flops
 from erw.models.sit import sized
 from erw.types import Phase
 from tiny import random_step_inputs, tiny
@@ -46,6 +46,7 @@ def test_published_training_figures():
 
 
 def test_a_cache_is_paid_once_and_online_every_time():
-    assert teacher_share(100, None, 5000) == 100
-    assert teacher_share(100, 1000, 5000) == 20
-    assert teacher_share(100, 1000, 500) == 100
+    assert cached_share(100, 1000, 5000) == 20
+    assert cached_share(100, 1000, 500) == 100
+    assert online_share(100, 1, 8) == online_share(100, 8, 8) == 100
+    assert online_share(100, 64, 16) == 400

@@ -99,3 +99,24 @@ def test_a_dataset_travels_to_processes_that_start_afresh(folder):
     dataset.prefetch([0, 1], ("t",), True)
     again = pickle.loads(pickle.dumps(dataset))
     assert torch.equal(again.fetch(np.arange(30))["latents"], dataset.fetch(np.arange(30))["latents"])
+
+
+@pytest.mark.parametrize("until", [0, 3 * BATCH, 12 * BATCH, 15 * BATCH])
+def test_only_windows_with_something_wanted_are_brought_whole(folder, monkeypatch, until):
+    """Each epoch has 200 rows in windows of `WINDOW` shards; the columns of a window that begins too late stay away."""
+    calls = []
+    monkeypatch.setattr(StoreDataset, "prefetch", lambda self, *call: calls.append(call))
+    monkeypatch.setattr(StoreDataset, "features", lambda self, name, rows: calls.append(len(rows)) or torch.zeros(len(rows)))
+    dataset = StoreDataset(str(folder), WINDOW)
+    batches = stream(dataset, SEED, 0, BATCH, BATCH, 0, 1, wanted=Wanted(("t",), True, until=until))
+    for batch in itertools.islice(batches, 30):
+        assert bool(batch.features) == (batch.images is not None) == (batch.index[0] < until)
+    assert sum(call for call in calls if isinstance(call, int)) == until
+    blocks = dataset.blocks
+    begin = {(e, tuple(blocks.shards(SEED, e, w).tolist())): 200 * e + int(blocks.window_starts(SEED, e)[w])
+             for e in range(2) for w in range(blocks.windows)}  # fmt: skip
+    needed = [shards for (_, shards), first in begin.items() if first < until]
+    brought = {shard for call in calls if not isinstance(call, int) and call[1] for shard in call[0]}
+    assert brought == {shard for shards in needed for shard in shards}
+    assert all(call[1:] in ((("t",), True), ((), False)) for call in calls if not isinstance(call, int))
+    assert {shard for call in calls if not isinstance(call, int) for shard in call[0]} == set(range(len(blocks.shard_rows)))

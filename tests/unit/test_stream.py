@@ -81,6 +81,27 @@ def test_images_for_a_teacher_that_runs_online_come_in_the_same_groups():
     assert all(batch.images is None for batch in grouped(6, 2, 3, 24))
 
 
+@pytest.mark.parametrize(("ranks", "accumulation", "workers"), [(1, 1, 0), (2, 3, 0), (1, 2, 2)])
+@pytest.mark.parametrize("group", [1, 32])
+@pytest.mark.parametrize("start", [0, 24, 48, 72])
+def test_nothing_but_latents_is_fetched_once_nothing_else_is_wanted(ranks, accumulation, workers, group, start):
+    dataset, batch, micro = small(), 24, 24 // (ranks * accumulation)
+    dataset.add_features(TeacherSpec(name="label", width=1, grid=1), 0, lambda images: images.flatten(1).unsqueeze(1))
+
+    def read(until):
+        wanted = Wanted(("label",), True, group, until)
+        streams = [stream(dataset, 7, start, batch, micro, r, ranks, workers, wanted=wanted) for r in range(ranks)]
+        return [b for _ in range(4) for s in streams for b in itertools.islice(s, accumulation)]
+
+    for ours, always in zip(read(48), read(None), strict=True):
+        assert torch.equal(ours.index, always.index) and torch.equal(ours.latents, always.latents)
+        if ours.index[0] < 48:
+            assert torch.equal(ours.features["label"], always.features["label"]) and ours.first == always.first
+            assert torch.equal(ours.images, always.images)
+        else:
+            assert ours.features == {} and ours.images is None
+
+
 def test_the_losses_of_a_global_batch_do_not_depend_on_the_split():
     z, losses = torch.randn(72, 1, 3), {}
     for split in [(1, 1), (2, 3), (4, 2)]:
