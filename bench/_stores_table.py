@@ -57,7 +57,9 @@ def _spread(values: list[float]) -> str:
 def _opening(record: dict[str, Any]) -> str:
     facts = record["opening"]
     head = ["store", "files", "open, s", "then to the first batch, s", "memory by then, MB", "rows written in"]
-    title = f"**{facts['rows']:,} rows** of {facts['row_bytes']} bytes, {facts['shard_rows']:,} a file as `erw prepare` writes"
+    title = (
+        f"**{facts['rows']:,} rows** of {facts['row_bytes']} bytes, {facts['shard_rows']:,} a file as `erw import-data` writes"
+    )
     lines = [f"{title} moments, cold:", "", _row(head), _row(["---"] * len(head))]
     for name, found in facts["stores"].items():
         if "failed" in found:

@@ -31,7 +31,7 @@ from erw.files import json_bytes, whole
 
 RECORD = RESULTS / "stores.json"
 SHARD_BYTES, MIXED = 32 << 20, 4
-_OPEN_SHARD = 8192  # rows a file, as `erw prepare` writes moments
+_OPEN_SHARD = 8192  # rows a file, as `erw import-data` writes moments
 _KEPT = ("rows_per_second", "open_seconds", "first_seconds", "in_memory_before")
 
 
