@@ -133,9 +133,11 @@ def start_ranks(timeout: float = 1800.0) -> Ranks:
         # On a CPU DeepSpeed would spend most of a minute compiling a shared-memory all-reduce. gloo does without.
         deepspeed.ops.__compatible_ops__ = {}
         talk.listen()  # before DeepSpeed takes hold of them
+    # The first rank waits for the others once; torch's client tries to reach the first one for twice as long as it is told.
+    patience = timeout if os.environ["RANK"] == "0" else timeout / 2
     try:
         deepspeed.init_distributed("nccl" if cuda else "gloo", auto_mpi_discovery=False, verbose=False,
-                                   timeout=timedelta(seconds=timeout))  # fmt: skip
+                                   timeout=timedelta(seconds=patience))  # fmt: skip
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[0]
         raise RankLost(f"the ranks did not all meet within {timeout:g} s ({reason}): start the job again") from error

@@ -129,6 +129,16 @@ def test_without_the_first_rank_the_next_one_says_so(live, tmp_path):
     assert f"erw: error: [rank 1] rank 0 ({os.uname().nodename}) is gone: its store at 127.0.0.1:" in life.said(1)
 
 
+def test_a_first_rank_that_never_comes_is_waited_for_no_longer_than_asked(live, tmp_path):
+    asked = 16.0
+    life = live(job(tmp_path / "run", timeout=asked))
+    life.signal(signal.SIGKILL, [0])
+    start = time.monotonic()
+    assert life.wait(60) == [-signal.SIGKILL, 69]
+    assert time.monotonic() - start < 2 * asked  # which torch alone would wait for
+    assert f"erw: error: [rank 1] the ranks did not all meet within {asked:g} s (" in life.said(1)
+
+
 def test_damaged_newest_checkpoints_are_passed_over_loudly(live, whole, tmp_path):
     assert live(job(tmp_path / "run", images=3 * EVERY * BATCH)).wait(120) == [0, 0]
     good, middle, latest = found(tmp_path / "run" / "checkpoints")
