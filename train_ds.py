@@ -69,7 +69,7 @@ def train_watched(config: TrainConfig, dataset: Dataset, ranks: Ranks, watch: Wa
     def part(name: str):
         """Around each part of a step: says where this rank is, times it, and profiles it where the step is profiled."""
         watch.mark(name)
-        return run.guard.pace.part(name, run.gauges.part(name, profile.part(name)))
+        return run.parts.part(name, run.gauges.part(name, profile.part(name)))
 
     with closing(batches):
         run.accounts.restart_clock()

@@ -1,12 +1,12 @@
 """What operators watch, beside the losses: speed lately, MFU, waits, memory, GPU-hours. Nothing here waits for a device."""
 
 import resource
-import time
 from contextlib import AbstractContextManager
 
 import torch
 
 from erw.devices import bf16_peak
+from erw.engine.parts import WAIT
 from erw.engine.ranks import Ranks, talk
 from erw.environment import device_name
 from erw.telemetry import Accounts
@@ -20,20 +20,19 @@ class Gauges:
         cuda = ranks.device.type == "cuda"
         peak = bf16_peak(device_name(ranks.device)) if cuda else None
         self._peak = None if peak is None else peak * 1e12 * ranks.count
-        self._waited = self._talked = 0.0
+        self._talked = 0.0
         self._talks = not cuda and ranks.count > 1
         self._mark = self._now()
 
     def part(self, name: str, inner: AbstractContextManager) -> AbstractContextManager:
-        """``inner``, timed where it is the wait for data; elsewhere its collectives are, on CPUs."""
-        if name == "data wait":
-            return _Wait(self, inner)
-        return _Talked(self, inner) if self._talks else inner
+        """``inner``, its collectives timed on CPUs."""
+        return _Talked(self, inner) if self._talks and name != WAIT else inner
 
-    def read(self) -> dict[str, float]:
-        """Values for a report, by the names that metrics.jsonl has. What cannot be told is left out."""
+    def read(self, waited: float) -> dict[str, float]:
+        """Values for a report, by the names that metrics.jsonl has. What cannot be told is left out. ``waited``: seconds for
+        data since the last one."""
         before, self._mark = self._mark, self._now()
-        images, seconds, flops, waited, talked = (now - then for now, then in zip(self._mark, before, strict=True))
+        images, seconds, flops, talked = (now - then for now, then in zip(self._mark, before, strict=True))
         values: dict[str, float] = {}
         if seconds > 0:
             values["images_per_second_recent"] = images / seconds
@@ -47,7 +46,7 @@ class Gauges:
 
     def _now(self) -> tuple[float, ...]:
         total = self.accounts.total
-        return total("images"), total("seconds"), total("flops"), self._waited, self._talked
+        return total("images"), total("seconds"), total("flops"), self._talked
 
     def _memory(self) -> int:
         """The most bytes so far: allocated by torch on a GPU, resident in a CPU's process."""
@@ -69,16 +68,3 @@ class _Talked:
     def __exit__(self, *error) -> None:
         self.inner.__exit__(*error)
         self.gauges._talked += talk.seconds - self.before
-
-
-class _Wait:
-    def __init__(self, gauges: Gauges, inner: AbstractContextManager):
-        self.gauges, self.inner = gauges, inner
-
-    def __enter__(self) -> None:
-        self.start = time.perf_counter()
-        self.inner.__enter__()
-
-    def __exit__(self, *error) -> None:
-        self.inner.__exit__(*error)
-        self.gauges._waited += time.perf_counter() - self.start

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from erw import checkpoint
 from erw.engine.engine import Engine
-from erw.engine.pace import Pace, Stragglers
+from erw.engine.pace import Stragglers, pace
+from erw.engine.parts import PartTimes
 from erw.errors import UserError
 from erw.telemetry import Arriving
 
@@ -27,7 +28,6 @@ class Guard:
 
     def __init__(self, run: "Run", hosts: list[str]):
         self.run, self.ranks = run, run.ranks
-        self.pace = Pace(run.ranks.device)
         self._stragglers = Stragglers(run.config.engine.straggler, hosts)
         self._arriving: Arriving | None = None
         self._rollbacks: Counter[Path] = Counter()
@@ -36,20 +36,20 @@ class Guard:
         """Rows of skipped steps begin anew; a report of the phase before has nothing more to say."""
         self._arriving = None
 
-    def report(self, engine: Engine) -> dict[str, Tensor]:
-        """Act on the last report, measure for the next. A collective. Returns what metrics.jsonl shows of it.
+    def report(self, engine: Engine, times: PartTimes) -> dict[str, Tensor]:
+        """Act on the last report, measure for the next, of ``times`` too. A collective. Returns what metrics.jsonl shows of it.
 
         Raises `UserError` on every rank where the run stops for gradients that are not finite.
         """
         if self._arriving is not None:
             self._act(engine, self._arriving.read())
-        paces = self._paces() if self.ranks.count > 1 else {}
+        paces = self._paces(times) if self.ranks.count > 1 else {}
         self._arriving = Arriving({**engine.skipped_in_a_row(), **paces})
         return paces
 
-    def _paces(self) -> dict[str, Tensor]:
+    def _paces(self, times: PartTimes) -> dict[str, Tensor]:
         """Seconds of a step that the slowest and the median rank take before they meet the others."""
-        times = self.ranks.each(self.pace.seconds())
+        times = self.ranks.each(pace(times))
         return {"slowest_rank": times.argmax(), "slowest_seconds": times.max(), "median_seconds": times.median()}
 
     def _act(self, engine: Engine, found: dict[str, float]) -> None:

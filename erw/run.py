@@ -4,7 +4,7 @@ runs/NAME/config.json         the resolved settings
           metrics.jsonl       one line a report, and one an evaluation; tensorboard/ holds the same
           evals.jsonl         one line an evaluation
           starts.jsonl        one line a start or resume: image, date, commit, versions, device
-          accounts.json       images, seconds, FLOPs, device-hours by phase; evaluation, saving, teacher apart
+          accounts.json       images, seconds and their parts, FLOPs, device-hours by phase; evaluation, saving, teacher apart
           checkpoints/        see erw.checkpoint
 """
 
@@ -19,6 +19,7 @@ from erw.boards import open_boards
 from erw.build import public_buffers
 from erw.config import TrainConfig
 from erw.engine.engine import Engine
+from erw.engine.parts import Parts, PartTimes
 from erw.engine.ranks import Ranks
 from erw.environment import device_name, fingerprint
 from erw.errors import RankError, Stopped, UserError
@@ -58,7 +59,7 @@ class Run:
         boards = open_boards(config, self.images) if ranks.first else []
         train = config.train
         self.telemetry = Telemetry(self.folder, train.images, self.images, ranks.first, boards, train.progress)
-        self.gauges = Gauges(ranks, self.accounts)
+        self.parts, self.gauges = Parts(ranks.device), Gauges(ranks, self.accounts)
         self.saver = checkpoint.Saver(self.checkpoints, train.keep, ranks.first, train.async_save)
         self.guard = Guard(self, hosts or [""] * ranks.count)
         for line in warnings:
@@ -137,10 +138,11 @@ class Run:
         self.accounts.book_step(phase.name, images, flops)
         self.telemetry.advance(images, phase.name)
         engine.count_step(self.images)
-        self.guard.pace.step()
+        self.parts.step()
         self._say_saved()
         if self.due(self.config.train.log_every):
-            paces = self.guard.report(engine)
+            times = self._book_parts()
+            paces = self.guard.report(engine, times)
             entry = self.accounts.phases[phase.name]
             values: dict[str, Any] = dict(self.ranks.mean(losses))
             values |= {"grad_norm": engine.grad_norm(), "coefficient": phase.coefficient, "phase": phase.name}
@@ -149,8 +151,14 @@ class Run:
             values |= {"lr": self.lr_at(self._before)}
             values |= {"images_per_second": entry["images"] / max(entry["seconds"], 1e-9)}
             values |= {"seconds": self.accounts.total("seconds"), "flops": self.accounts.total("flops")}
-            values |= paces | self.gauges.read()
+            values |= paces | self.gauges.read(times.waited)
             self.telemetry.log(self.images, {k: v for k, v in values.items() if v is not None})
+
+    def _book_parts(self) -> PartTimes:
+        times = self.parts.read()
+        if times.steps:
+            self.accounts.book_parts(self.phase.name, times.seconds)
+        return times
 
     def due(self, every: int) -> bool:
         """Whether the last step passed a multiple of ``every`` images (0: never)."""
@@ -183,6 +191,7 @@ class Run:
 
     def begin_phase(self, phase: Phase, carried: dict[str, Tensor]) -> None:
         """Note a hand-over: ``carried`` weights go on, optimizer and EMA start anew."""
+        self._book_parts()
         self.phase_start = self.images
         self.guard.begin_phase()
         self.telemetry.say(
@@ -194,6 +203,7 @@ class Run:
 
     def finish(self) -> None:
         """Wait for what is being written, write the accounts and close the reports."""
+        self._book_parts()
         with self.accounts.apart("saving"):
             self.saver.wait()
         if self.ranks.first:

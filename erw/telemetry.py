@@ -19,7 +19,7 @@ from erw.redact import redacted
 
 
 class Accounts:
-    """Images, seconds, FLOPs and device-seconds of each phase; seconds of everything else, kept apart.
+    """Images, seconds, FLOPs and device-seconds of each phase and seconds of its steps' parts; everything else is kept apart.
 
     Saved with every checkpoint, so that a resumed run goes on counting.
     """
@@ -44,6 +44,12 @@ class Accounts:
         entry["device_seconds"] += (now - self._mark) * self.devices
         entry["flops"] += flops
         self._mark = now
+
+    def book_parts(self, phase: str, seconds: dict[str, float]) -> None:
+        """Book the first rank's ``seconds`` by part of a step, which are within the phase's own."""
+        entry = self.phases[phase].setdefault("parts", {})
+        for name, spent in seconds.items():
+            entry[name] = entry.get(name, 0.0) + spent
 
     @contextmanager
     def apart(self, account: str) -> Iterator[None]:

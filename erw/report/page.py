@@ -113,7 +113,10 @@ def _run(run: RunRecord, index: int) -> dict[str, Any]:
         "best": _headline(run),
         "pictures": shots,
         "pictures_there": there,
-        "phases": [{"name": name, "words": planned.get(name, ""), **entry} for name, entry in run.phases.items()],
+        "phases": [
+            {"name": name, "words": planned.get(name, ""), "divided": _divided(entry), **entry}
+            for name, entry in run.phases.items()
+        ],
         "totals": {what: run.total(what) for what in ("seconds", "device_seconds", "flops")},
         "other": {name: seconds for name, seconds in run.other.items() if seconds >= 0.01},
         "costs_from": run.costs_from,
@@ -124,6 +127,14 @@ def _run(run: RunRecord, index: int) -> dict[str, Any]:
         "settings": run.settings,
         "started_from": (run.checkpoint or {}).get("init_from", ""),
     }
+
+
+def _divided(entry: dict[str, Any]) -> str:
+    """How the phase's steps divide into parts, the largest first; empty where they were not timed."""
+    parts = entry.get("parts", {})
+    total = sum(parts.values())
+    shares = sorted(((seconds / total, name) for name, seconds in parts.items() if total), reverse=True)
+    return ", ".join(f"{name} {share:.0%}" for share, name in shares if share >= 0.005)
 
 
 def _figures(found: dict[str, float]) -> str:

@@ -51,6 +51,9 @@ def test_the_page_holds_every_run_and_its_figures(runs, page):
         assert f"{last['frechet']:.4g}" in read.text and f"{last['flops']:.2e}" in read.text
         accounts = json.loads((run / "accounts.json").read_text())
         assert all(f"{entry['device_seconds'] / 3600:.3g}" in read.text for entry in accounts["phases"].values())
+        for entry in accounts["phases"].values():
+            largest = max(entry["parts"], key=entry["parts"].get)
+            assert f"{largest} {entry['parts'][largest] / sum(entry['parts'].values()):.0%}" in read.text
         start = json.loads((run / "starts.jsonl").read_text())
         assert start["images"] == 0 and start["ranks"] == 1 and start["torch"] == torch.__version__.partition("+")[0]
         assert accounts["device"] in read.text and start["python"] in read.text

@@ -1,5 +1,6 @@
 """Who is lost and where all stop, from signs of life alone; signals; rows of skipped steps; who is slow."""
 
+import itertools
 import os
 import signal
 import time
@@ -9,7 +10,8 @@ import pytest
 import torch
 
 from erw.engine.judge import Beat, Judge
-from erw.engine.pace import Pace, Stragglers
+from erw.engine.pace import Stragglers, pace
+from erw.engine.parts import Parts, PartTimes
 from erw.engine.signals import StopSignals
 from erw.engine.skips import SkipRow
 
@@ -119,15 +121,59 @@ def test_the_longest_row_of_skipped_steps_is_found_with_its_images():
     assert {name: float(value) for name, value in row.found().items()} == {"skipped_row": 3, "skipped_row_end": 16 * 7}
 
 
-def test_own_parts_are_timed_and_those_with_others_are_not():
-    pace = Pace(torch.device("cpu"))
+def test_every_part_of_a_step_is_timed_since_the_last_reading():
+    parts = Parts(torch.device("cpu"))
     for _ in range(2):
         for name, seconds in (("data wait", 0.01), ("forward", 0.02), ("backward", 0.2)):
-            with pace.part(name, nullcontext()):
+            with parts.part(name, nullcontext()):
                 time.sleep(seconds)
-        pace.step()
-    assert 0.03 <= pace.seconds() < 0.1
-    assert pace.seconds() == 0.0
+        parts.step()
+    times = parts.read()
+    assert times.steps == 2 and list(times.seconds) == ["data wait", "forward", "backward"]
+    assert 0.02 <= times.waited == times.seconds["data wait"] < 0.1 and 0.4 <= times.seconds["backward"] < 0.6
+    assert parts.read() == PartTimes(0, {}, 0.0)
+
+
+def test_the_pace_of_a_rank_is_of_the_parts_that_it_does_alone():
+    times = PartTimes(4, {"data wait": 9.0, "forward": 2.0, "teacher": 0.8, "backward": 50.0, "optimizer": 70.0}, waited=0.4)
+    assert pace(times) == pytest.approx(0.8) and pace(PartTimes(0, {}, 0.0)) == 0.0
+
+
+def test_a_gpu_is_timed_by_events_in_the_first_step_after_a_reading(monkeypatch):
+    """Each event takes the next second of a clock; a step is worth what the sampled one took."""
+    made = itertools.count()
+
+    class Event:
+        done = True
+
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            self.at = next(made)
+
+        def query(self):
+            return Event.done
+
+        def elapsed_time(self, end):
+            return 1000.0 * (end.at - self.at)
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    parts = Parts(torch.device("cuda"))
+
+    def steps(count):
+        for _ in range(count):
+            for name in ("data wait", "forward"):
+                with parts.part(name, nullcontext()):
+                    pass
+            parts.step()
+        return parts.read()
+
+    times = steps(3)
+    assert next(made) == 4, "one step of two parts makes four events"
+    assert times.steps == 3 and times.seconds == {"data wait": 3.0, "forward": 3.0} and times.waited < 0.1
+    Event.done = False
+    assert steps(5).seconds == {"data wait": 5.0, "forward": 5.0}, "the device is not done: what it took before holds on"
 
 
 def test_a_slow_rank_is_named_once_at_its_third_report():
