@@ -4,6 +4,7 @@ folder that one process at a time may write."""
 import fcntl
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,6 +38,11 @@ def kept(path: Path) -> Iterator[IO[bytes]]:
 def plain_name(name: object) -> bool:
     """Whether ``name``, read from a file, means a file of the same folder and cannot mean another."""
     return isinstance(name, str) and name not in ("", ".", "..") and not set(name) & set("/\\\0")
+
+
+def as_file_name(name: str) -> str:
+    """``name`` as far as a file can have it: letters, digits, dots and hyphens stay, all else becomes a hyphen."""
+    return re.sub(r"[^A-Za-z0-9._-]", "-", name)
 
 
 def json_bytes(data: dict[str, Any]) -> bytes:

@@ -15,8 +15,9 @@ from erw.evaluate.images import Images, open_images
 from erw.evaluate.metrics import measure
 from erw.evaluate.protocol import label_counts, sampling_record, surroundings
 from erw.evaluate.statistics import Statistics, open_reference
-from erw.files import json_bytes, whole
+from erw.files import as_file_name, json_bytes, whole
 from erw.settings import nearest
+from erw.teachers import prefix_of
 
 # Evaluators that bring their own reference and see images and labels, not features.
 JUDGES = tuple(name for name in EVALUATORS if name != "features")
@@ -35,7 +36,7 @@ class Request:
 
     def __post_init__(self):
         for name in self.features:
-            if name not in FEATURES and name not in JUDGES:
+            if name not in FEATURES and name not in JUDGES and not prefix_of(name):
                 raise UserError(f"--features '{name}' is not known; {nearest(name, [*FEATURES, *JUDGES])}")
 
 
@@ -112,7 +113,7 @@ def write_record(record: dict[str, Any], path: Path) -> None:
 
 def record_path(samples: Path, features: tuple[str, ...]) -> Path:
     """Where the record of these samples goes unless told otherwise: into their folder, or beside the file."""
-    name = f"eval-{'-'.join(features)}.json"
+    name = f"eval-{'-'.join(map(as_file_name, features))}.json"
     return samples / name if samples.is_dir() else samples.with_name(f"{samples.stem}-{name}")
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from erw.errors import UserError
 from erw.settings import nearest
-from erw.teachers import TEACHERS, TeacherConfig, load_teacher
+from erw.teachers import TEACHERS, TeacherConfig, load_teacher, prefix_of
 
 
 class Extractor(Protocol):
@@ -35,7 +35,7 @@ def load_extractor(name: str, device: torch.device, weights: Path | None = None)
 
     Raises `UserError` for an unknown name and for weights that cannot be had.
     """
-    if name not in FEATURES and not name.startswith("timm:"):
+    if name not in FEATURES and not prefix_of(name):
         raise UserError(f"--features '{name}' is not known; {nearest(name, FEATURES)}")
     if weights is not None and name != "inception":
         raise UserError(f"--weights is the file of --features inception, not of {name}: leave it out")
@@ -78,7 +78,8 @@ class TeacherFeatures:
         self.facts = {
             "network": f"teacher {name}, {'its class token' if whole else 'the mean of its patch tokens'}",
             "resize": "the teacher's own",
-            "weights": "the teacher's own",
+            # A user's own encoder may be trained anew under the same name.
+            "weights": self.teacher.identity()["digest"] if prefix_of(name) == "encoder:" else "the teacher's own",
         }
 
     def __call__(self, pixels: Tensor) -> dict[str, Tensor]:

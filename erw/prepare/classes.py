@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from erw.errors import UserError
-from erw.prepare.sources import ONE_CLASS, SPLITS, SUFFIXES, Listing
+from erw.prepare.listing import ONE_CLASS, SPLITS, SUFFIXES, Listing
 
 
 class File(NamedTuple):

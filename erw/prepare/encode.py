@@ -1,6 +1,5 @@
 """From a batch of cropped images to the columns of a dataset."""
 
-import re
 from dataclasses import asdict
 from typing import Any
 
@@ -8,6 +7,7 @@ import torch
 from torch import Tensor
 
 from erw.errors import UserError
+from erw.files import as_file_name
 from erw.latents import open_vae
 from erw.prepare.recipe import DTYPES, Recipe
 from erw.teachers import load_teacher
@@ -61,4 +61,4 @@ class Encoder:
 
 def column_of(teacher: str) -> str:
     """The name of the column of a teacher's tokens: the teacher's, as far as a file can have it."""
-    return re.sub(r"[^A-Za-z0-9._-]", "-", teacher)
+    return as_file_name(teacher)

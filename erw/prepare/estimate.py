@@ -11,9 +11,9 @@ import torch
 from erw.environment import device_name
 from erw.errors import UserError
 from erw.prepare.encode import Encoder
+from erw.prepare.listing import Source
 from erw.prepare.reading import Judged, Reader, batches
 from erw.prepare.recipe import Recipe
-from erw.prepare.sources import Source
 
 _SAMPLE_BATCHES = 3  # the first one warms up and is not timed
 

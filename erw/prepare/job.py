@@ -19,11 +19,12 @@ from erw.data.store import Manifest, read_manifest, seal
 from erw.errors import UserError
 from erw.files import lock
 from erw.prepare.estimate import check_disk
+from erw.prepare.listing import Source
 from erw.prepare.manifest import check_share, facts, teacher_entries
 from erw.prepare.outcome import Outcome
 from erw.prepare.pool import run_inline, run_processes
 from erw.prepare.recipe import Recipe, work_order
-from erw.prepare.sources import Source, open_source
+from erw.prepare.sources import open_source
 from erw.prepare.work import Worker
 from erw.prepare.workplace import Workplace, asked, check_same
 

@@ -8,8 +8,8 @@ from erw.data.store import TeacherEntry
 from erw.errors import UserError
 from erw.files import json_bytes, kept
 from erw.prepare.encode import column_of
+from erw.prepare.listing import Listing
 from erw.prepare.outcome import Outcome
-from erw.prepare.sources import Listing
 from erw.prepare.workplace import Workplace
 
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from erw.prepare.crop import centre_crop
 from erw.prepare.decode import Unusable, decode
+from erw.prepare.listing import Source
 from erw.prepare.recipe import Recipe
-from erw.prepare.sources import Source
 
 
 @dataclass(kw_only=True)

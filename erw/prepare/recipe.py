@@ -8,7 +8,7 @@ import torch
 
 from erw.errors import UserError
 from erw.prepare.decode import MAX_PIXELS, PILLOWS_LIMIT
-from erw.prepare.sources import Listing
+from erw.prepare.listing import Listing
 from erw.rng import philox
 from erw.settings import setting
 from erw.teachers import TeacherConfig, teacher_specs

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from erw.errors import UserError
-from erw.prepare.sources import ONE_CLASS, SPLITS, SUFFIXES, Listing
+from erw.prepare.listing import ONE_CLASS, SPLITS, SUFFIXES, Listing
 
 _TABLES = (".parquet", ".arrow")
 _IMAGES = ("image", "img", "jpg", "jpeg", "png", "webp")

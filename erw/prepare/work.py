@@ -8,10 +8,10 @@ from torch import Tensor
 
 from erw.data.store import write_shard
 from erw.prepare.encode import Encoder, column_of
+from erw.prepare.listing import Source
 from erw.prepare.outcome import Outcome
 from erw.prepare.reading import Reader, batches
 from erw.prepare.recipe import Recipe
-from erw.prepare.sources import Source
 from erw.prepare.workplace import Workplace
 
 Rows = list[dict[str, Tensor | list[str]]]

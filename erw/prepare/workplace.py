@@ -20,9 +20,9 @@ from erw.environment import fingerprint, version
 from erw.errors import UserError
 from erw.files import json_bytes, kept
 from erw.prepare.archives import TarSource
+from erw.prepare.listing import Source
 from erw.prepare.outcome import Outcome
 from erw.prepare.recipe import Recipe
-from erw.prepare.sources import Source
 from erw.settings import to_dict
 
 _PACKAGES = ("torch", "pillow", "diffusers", "timm", "numpy")

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from erw.errors import UserError
-from erw.prepare.sources import Source, open_source
+from erw.prepare.listing import Source
+from erw.prepare.sources import open_source
 from photographs import crop, encoded, write_classes
 
 

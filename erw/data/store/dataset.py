@@ -11,8 +11,9 @@ from torch import Tensor
 from erw.data.order import Blocks
 from erw.data.store.columns import Column
 from erw.data.store.manifest import Manifest, TeacherEntry
-from erw.data.store.places import Place, open_place
+from erw.data.store.places import LocalPlace, Place
 from erw.data.store.reader import ShardFile, tensor_of
+from erw.data.store.remote import RemotePlace
 from erw.errors import UserError
 from erw.settings import from_dict
 from erw.types import CachedTeacher, StoredLatents
@@ -29,7 +30,7 @@ class StoreDataset:
     """
 
     def __init__(self, path: str, window: int = 16, cache: str = "", cache_bytes: int = 0):
-        self.place: Place = open_place(path, cache, cache_bytes)
+        self.place: Place = RemotePlace(path, cache, cache_bytes) if "://" in path else LocalPlace(path)
         self.manifest: Manifest = self.place.manifest
         self.num_classes = self.manifest.num_classes
         latents = self.column("latents")

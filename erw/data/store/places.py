@@ -108,12 +108,3 @@ def _work(tasks: queue.SimpleQueue) -> None:
         with contextlib.suppress(UserError, OSError):
             found[0](*found[1])
         del found  # it holds the place, whose end is what ends this thread
-
-
-def open_place(path: str, cache: str = "", cache_bytes: int = 0) -> Place:
-    """The store at ``path``: a folder or a URL."""
-    if "://" not in path:
-        return LocalPlace(path)
-    from erw.data.store.remote import RemotePlace
-
-    return RemotePlace(path, cache, cache_bytes)

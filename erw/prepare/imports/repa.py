@@ -20,7 +20,7 @@ from torch import Tensor
 
 from erw.errors import UserError
 from erw.prepare.imports import Columns
-from erw.prepare.sources import SUFFIXES
+from erw.prepare.listing import SUFFIXES
 from erw.types import StoredLatents
 
 FEATURES, IMAGES = "vae-sd", "images"
