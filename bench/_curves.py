@@ -45,12 +45,17 @@ def summarise(runs: dict[str, Path]) -> dict[str, Any]:
 def teacher_cost(runs: dict[str, Path]) -> dict[str, Any] | None:
     """What the training of the runs' own teacher cost, which is in no run's FLOPs; None without one."""
     names = {json.loads((run / "config.json").read_text(encoding="utf-8"))["teacher"]["name"] for run in runs.values()}
-    trained = sorted(name for name in names if name.startswith("digits-"))
+    trained = sorted(filter(trained_here, names))
     return {"name": trained[0], **teacher_training(trained[0])} if trained else None
 
 
+def trained_here(name: str) -> bool:
+    """Whether the teacher ``name`` is one whose own training we know: the digits', and those of ``erw encoder``."""
+    return name.startswith(("digits-", "encoder:"))
+
+
 def teacher_training(name: str) -> dict[str, float]:
-    """``training_flops`` and ``training_seconds`` of the digits' teacher ``name``; KeyError for an unknown one."""
+    """``training_flops`` and ``training_seconds`` of a teacher that was `trained_here`."""
     teacher = load_teacher(name, torch.device("cpu"))
     return {"training_flops": teacher.training_flops, "training_seconds": teacher.training_seconds}
 

@@ -6,6 +6,7 @@ COMMANDS = {
     "doctor": "what is amiss with this machine, its ranks and the run's folder: erw doctor",
     "sample": "sample images from a run or a checkpoint: erw sample runs/demo/erw --count 64",
     "prepare": "crop and encode images once, for training to stream: erw prepare my-images --out data/mine --size 256",
+    "encoder": "train a teacher of your own images, without labels: erw encoder data/pixels --out mine.safetensors",
     "import-data": "latents of REPA's or LightningDiT's scripts as a dataset: erw import-data FOLDER --out data/imagenet256",
     "probe": "look inside runs: semantic gap, alignment, progression: erw probe runs/demo/sit runs/demo/repa runs/demo/erw",
     "tune-warmup": "how long and how deep ERW should warm up, from a short pilot: erw tune-warmup digits-erw",

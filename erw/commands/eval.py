@@ -10,6 +10,7 @@ from erw.evaluate.evaluation import JUDGES, Request, evaluate, find_samples, rec
 from erw.evaluate.features import FEATURES, load_extractor
 from erw.evaluate.selfcheck import self_check
 from erw.evaluate.statistics import open_reference
+from erw.teachers import PREFIXES
 
 
 def _parser() -> Parser:
@@ -30,7 +31,7 @@ def _parser() -> Parser:
         metavar="REF",
         help="what to compare with: statistics or ADM's batch (.npz), images (.npz, folder), digits",
     )
-    names = ", ".join([*FEATURES, *JUDGES])
+    names = ", ".join([*FEATURES, *(f"{prefix}NAME" for prefix in PREFIXES), *JUDGES])
     parser.add_argument("--features", default="inception", metavar="NAMES", help=f"with commas between: {names}")
     parser.add_argument(
         "--weights", type=Path, metavar="FILE", help="Inception's weights, unless they lie in erw's cache folder"

@@ -1,6 +1,6 @@
 """Frozen encoders whose patch tokens methods align with. A new one is a new file and one line in ``TEACHERS``.
 
-A file of teachers has ``spec_of(name, grid, config)``, ``flops_of(name, grid, config)``, both without weights, and
+A file of teachers has ``spec_of``, ``flops_of`` and ``bytes_of``, each of (name, grid, config) and without weights, and
 ``load_teacher(name, device, grid, config)``. Cached features stay what they are; an encoder is loaded only where it has to
 run, and no library of encoders before that.
 """
@@ -16,7 +16,9 @@ from erw.teachers.base import GRID, Encoded, Teacher, TeacherConfig
 from erw.teachers.names import SHORT_NAMES
 from erw.types import TeacherSpec
 
-__all__ = ["GRID", "TEACHERS", "Encoded", "Teacher", "TeacherConfig", "load_teacher", "teacher_flops", "teacher_specs"]
+__all__ = ["GRID", "PREFIXES", "TEACHERS", "Encoded", "Teacher", "TeacherConfig", "load_teacher", "prefix_of",
+           "teacher_bytes", "teacher_flops",
+           "teacher_specs"]  # fmt: skip
 
 _DEFAULTS = TeacherConfig()
 
@@ -27,12 +29,23 @@ TEACHERS: dict[str, str] = {
     "efficientnet-lite0": "lite",
     **dict.fromkeys(SHORT_NAMES, "timm"),
 }
+# What a name may begin with, and the file that knows the rest.
+PREFIXES = {"timm:": "timm", "encoder:": "encoder"}
 
 
 def _file_of(name: str) -> ModuleType:
-    if name not in TEACHERS and not name.startswith("timm:"):
-        raise UserError(f"--teacher.name '{name}' is not known; {nearest(name, TEACHERS)} timm:MODEL takes any of timm's")
-    return import_module(f"erw.teachers.{TEACHERS.get(name, 'timm')}")
+    file = TEACHERS.get(name) or PREFIXES.get(prefix_of(name))
+    if file is None:
+        raise UserError(
+            f"--teacher.name '{name}' is not known; {nearest(name, TEACHERS)} timm:MODEL takes any of timm's, encoder:FILE what"
+            " erw encoder trained"
+        )
+    return import_module(f"erw.teachers.{file}")
+
+
+def prefix_of(name: str) -> str:
+    """What of `PREFIXES` the name begins with; empty for none."""
+    return next((prefix for prefix in PREFIXES if name.startswith(prefix)), "")
 
 
 def teacher_specs(config: TeacherConfig, grid: int = GRID) -> tuple[TeacherSpec, ...]:
@@ -46,6 +59,11 @@ def teacher_specs(config: TeacherConfig, grid: int = GRID) -> tuple[TeacherSpec,
 def teacher_flops(name: str, grid: int = GRID, config: TeacherConfig = _DEFAULTS) -> int:
     """Forward FLOPs of one image (1 multiply-add = 2), counted on a network without weights."""
     return _file_of(name).flops_of(name, grid, config)
+
+
+def teacher_bytes(name: str, grid: int = GRID, config: TeacherConfig = _DEFAULTS) -> int:
+    """Bytes of its weights on a device, counted on a network without weights."""
+    return _file_of(name).bytes_of(name, grid, config)
 
 
 def load_teacher(name: str, device: torch.device, grid: int = GRID, config: TeacherConfig = _DEFAULTS) -> Teacher:

@@ -5,7 +5,7 @@ from typing import Any, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from erw.errors import UserError
 from erw.settings import setting
@@ -82,6 +82,11 @@ class Teacher(Protocol):
     def identity(self) -> dict[str, Any]:
         """JSON values that say which features these are: weights with their digest, input, normalisation, grid, versions."""
         ...
+
+
+def held_bytes(network: nn.Module, precision: str) -> int:
+    """Bytes of the weights and buffers of ``network`` in ``precision``, bf16 or fp32."""
+    return sum(tensor.numel() for tensor in network.state_dict().values()) * (2 if precision == "bf16" else 4)
 
 
 def fed_side(patch: int, grid: int, least: int) -> int:

@@ -4,54 +4,29 @@
 encoder trained to classify. Both yield a 4x4 grid of patch tokens, whose mean the loss looked at.
 """
 
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from erw.cache import Facts, Weights, cached_weights, digest, reproducible, source_digest
 from erw.data import digits
 from erw.data.digits import Augmentation, augment
 from erw.errors import UserError
 from erw.flops import measured_forward
-from erw.teachers.base import Encoded, TeacherConfig
+from erw.teachers import contrastive
+from erw.teachers.base import Encoded, TeacherConfig, held_bytes
+from erw.teachers.contrastive import Residual, Schedule, fit, nt_xent
 from erw.types import TeacherSpec
 
 WIDTH, GRID = 96, 4
 _SEED = 0
 _TEMPERATURE = 0.2
 _AUGMENTATION = Augmentation(rotation=20, scale=0.2, shear=0.2, shift=1.2, contrast=0.3, noise=0.15, cutout=0.5)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Schedule:
-    """Length and size of a training. The learning rate warms up over a sixth of the steps and then falls to zero."""
-
-    steps: int
-    batch: int
-    lr: float = 3e-3
-    weight_decay: float = 1e-3
-
-
 CONTRASTIVE = Schedule(steps=120, batch=128)
 SUPERVISED = Schedule(steps=120, batch=128)
-
-
-class _Residual(nn.Module):
-    """A 3x3 convolution with batch norm beside the identity."""
-
-    def __init__(self, width: int):
-        super().__init__()
-        self.conv = nn.Conv2d(width, width, 3, padding=1, bias=False)
-        self.norm = nn.BatchNorm2d(width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.relu(x + self.norm(self.conv(x)))
 
 
 class Encoder(nn.Module):
@@ -70,7 +45,7 @@ class Encoder(nn.Module):
             nn.Conv2d(32, 64, 3, stride=2, padding=1, bias=False),
             nn.BatchNorm2d(64),
             nn.ReLU(),
-            _Residual(64),
+            Residual(64),
             nn.Conv2d(64, WIDTH, 3, padding=1, bias=False),
             nn.BatchNorm2d(WIDTH, affine=False),
         )
@@ -142,6 +117,12 @@ def flops_of(name: str, grid: int = GRID, config: TeacherConfig | None = None) -
         return measured_forward(Encoder().eval(), torch.empty(1, 1, digits.SIDE, digits.SIDE))
 
 
+def bytes_of(name: str, grid: int = GRID, config: TeacherConfig | None = None) -> int:
+    """Of its weights and buffers."""
+    with torch.device("meta"):
+        return held_bytes(Encoder(), "fp32")
+
+
 def load_teacher(name: str, device: torch.device | str, grid: int = GRID, config: TeacherConfig | None = None) -> DigitsTeacher:
     """The teacher ``name`` on ``device``; trained (on the CPU) where the cache does not have it yet.
 
@@ -151,7 +132,7 @@ def load_teacher(name: str, device: torch.device | str, grid: int = GRID, config
         raise UserError(f"--teacher.file is not for {name}: it is trained on the spot")
     if name not in _TRAINERS:
         raise UserError(f"--teacher.name '{name}' is not a digits teacher: choose one of {', '.join(_TRAINERS)}")
-    sources = source_digest(__file__, digits.__file__)
+    sources = source_digest(__file__, contrastive.__file__, digits.__file__)
     weights, facts = cached_weights(name, {"sources": sources}, _TRAINERS[name])
     # On the meta device no initial weights are drawn: the caller's random state stays as it was.
     with torch.device("meta"):
@@ -168,7 +149,7 @@ def train_contrastive(images: Tensor, schedule: Schedule = CONTRASTIVE) -> tuple
 
         def loss(rows: Tensor, generator: torch.Generator) -> Tensor:
             views = torch.cat([augment(images[rows], _AUGMENTATION, generator) for _ in range(2)])
-            return nt_xent(head(encoder(views).mean(dim=1)))
+            return nt_xent(head(encoder(views).mean(dim=1)), _TEMPERATURE)
 
         return _fit(encoder, head, loss, len(images), schedule)
 
@@ -185,14 +166,6 @@ def train_supervised(images: Tensor, labels: Tensor, schedule: Schedule = SUPERV
         return _fit(encoder, head, loss, len(images), schedule)
 
 
-def nt_xent(views: Tensor) -> Tensor:
-    """SimCLR's loss, a scalar, for ``views`` (2B, Z) whose rows i and i + B show the same image."""
-    views = F.normalize(views, dim=1)
-    similarity = (views @ views.T / _TEMPERATURE).fill_diagonal_(-torch.inf)
-    partner = torch.arange(len(views)).roll(len(views) // 2)
-    return F.cross_entropy(similarity, partner)
-
-
 def linear_probe(teacher: DigitsTeacher) -> float:
     """Held-out accuracy of a logistic regression on mean tokens, fitted on the train split."""
     from sklearn.linear_model import LogisticRegression
@@ -206,34 +179,12 @@ def linear_probe(teacher: DigitsTeacher) -> float:
 
 
 def _fit(
-    encoder: Encoder,
-    head: nn.Module,
-    loss: Callable[[Tensor, torch.Generator], Tensor],
-    samples: int,
-    schedule: Schedule,
+    encoder: Encoder, head: nn.Module, loss: Callable[[Tensor, torch.Generator], Tensor], samples: int, schedule: Schedule
 ) -> tuple[Weights, Facts]:
-    """Train ``encoder`` and ``head`` with AdamW on random batches of rows; the head is thrown away."""
+    """Train ``encoder`` and ``head`` on random batches of rows; the head is thrown away."""
     generator = torch.Generator().manual_seed(_SEED)
-    encoder.to(memory_format=torch.channels_last)  # a sixth faster on CPUs
-    parameters = [*encoder.parameters(), *head.parameters()]
-    optimizer = torch.optim.AdamW(parameters, schedule.lr, weight_decay=schedule.weight_decay)
-    rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, schedule.lr, total_steps=schedule.steps, pct_start=1 / 6)
-
-    def step() -> None:
-        rows = torch.randperm(samples, generator=generator)[: schedule.batch]
-        optimizer.zero_grad()
-        loss(rows, generator).backward()
-        optimizer.step()
-        rate.step()
-
-    started = time.perf_counter()
-    with FlopCounterMode(display=False) as counter:
-        step()
-    for _ in range(schedule.steps - 1):
-        step()
-    seconds = time.perf_counter() - started
-    # Every step has the same shapes, so the first one's count stands for all.
-    facts = {"training_flops": counter.get_total_flops() * schedule.steps, "training_seconds": seconds}
+    batches = (torch.randperm(samples, generator=generator)[: schedule.batch] for _ in range(schedule.steps))
+    facts = fit(encoder, head, lambda rows: loss(rows, generator), batches, schedule)
     return dict(encoder.state_dict()), facts
 
 

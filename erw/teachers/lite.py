@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from erw.cache import digest
 from erw.errors import UserError
 from erw.flops import measured_forward
-from erw.teachers.base import Encoded, TeacherConfig, fed_side, resampled, resized, unit_images
+from erw.teachers.base import Encoded, TeacherConfig, fed_side, held_bytes, resampled, resized, unit_images
 from erw.types import TeacherSpec
 
 NAME, WIDTH, STRIDE = "efficientnet-lite0", 112, 16
@@ -63,6 +63,12 @@ def spec_of(name: str, grid: int, config: TeacherConfig) -> TeacherSpec:
 def flops_of(name: str, grid: int, config: TeacherConfig) -> int:
     """Its forward for one image, counted without weights."""
     return _count(side_of(grid, config))
+
+
+def bytes_of(name: str, grid: int, config: TeacherConfig) -> int:
+    """Of its weights and buffers."""
+    with torch.device("meta"):
+        return held_bytes(_graph(), config.precision)
 
 
 @lru_cache

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from erw.cache import digest
 from erw.errors import UserError
 from erw.flops import measured_forward
-from erw.teachers.base import GRID, Encoded, TeacherConfig, fed_side, resampled, resized, unit_images
+from erw.teachers.base import GRID, Encoded, TeacherConfig, fed_side, held_bytes, resampled, resized, unit_images
 from erw.teachers.names import SHORT_NAMES, TimmModel
 from erw.teachers.weights import read_weights
 from erw.types import TeacherSpec
@@ -67,6 +67,11 @@ def spec_of(name: str, grid: int, config: TeacherConfig) -> TeacherSpec:
 def flops_of(name: str, grid: int, config: TeacherConfig) -> int:
     """Its forward for one image, counted without weights."""
     return _count(name, side_of(name, grid, config))
+
+
+def bytes_of(name: str, grid: int, config: TeacherConfig) -> int:
+    """Of its weights and buffers."""
+    return held_bytes(_on_meta(described(name), side_of(name, grid, config)), config.precision)
 
 
 @lru_cache

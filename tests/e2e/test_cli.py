@@ -41,6 +41,11 @@ def test_a_run_leaves_its_account(finished):
     assert any(row.get("hand_over") == "full" for row in rows)
     accounts = json.loads((finished / "accounts.json").read_text())
     assert {name: entry["images"] for name, entry in accounts["phases"].items()} == {"warmup": 48, "full": 48}
+    for entry in accounts["phases"].values():
+        assert {"data wait", "forward", "backward", "optimizer"} <= set(entry["parts"])
+        # The last report goes on after its step was booked, and the hand-over is in no part.
+        within = sum(seconds for part, seconds in entry["parts"].items() if part != "report")
+        assert 0 < within <= entry["seconds"]
     assert set(accounts["other"]) == {"teacher", "evaluation", "saving"}
     assert losses[-1]["flops"] == pytest.approx(sum(e["flops"] for e in accounts["phases"].values()))
     assert accounts["device_hours"] > 0

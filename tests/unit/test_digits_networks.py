@@ -171,7 +171,7 @@ def test_nt_xent_against_its_definition():
     for i in range(6):
         weight = {k: np.exp(unit[i] @ unit[k] / 0.2) for k in range(6) if k != i}
         terms.append(-np.log(weight[(i + 3) % 6] / sum(weight.values())))
-    assert float(teachers.nt_xent(views)) == pytest.approx(np.mean(terms), rel=1e-12)
+    assert float(teachers.nt_xent(views, 0.2)) == pytest.approx(np.mean(terms), rel=1e-12)
 
 
 @pytest.mark.slow
