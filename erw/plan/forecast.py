@@ -12,6 +12,7 @@ from erw.plan.memory import Memory, Sharding, memory_of, sharding_of
 from erw.plan.network import Network, Traffic, traffic_of
 from erw.plan.rates import Rates
 from erw.plan.trace import Trace, Tracer
+from erw.teachers import teacher_bytes
 from erw.types import Phase
 
 _OPTIMIZER_BYTES = 44
@@ -100,6 +101,14 @@ def _with_batch(config: TrainConfig, batch: int) -> TrainConfig:
     return replace(config, method=method, train=replace(config.train, batch=batch))
 
 
+def _online_bytes(config: TrainConfig) -> int:
+    """Of the teachers that run beside the model; they stay to the end."""
+    teacher = config.active_teacher
+    if teacher.source == "cached":
+        return 0
+    return sum(teacher_bytes(name, config.model.grid, teacher) for name in teacher.names)
+
+
 class Forecaster:
     """Forecasts of one run on any number of GPUs: the model is traced once for each phase."""
 
@@ -123,6 +132,7 @@ class Forecaster:
         sharding = sharding_of(config, tracer.parameters(), network.gpus, 3 if phase.depth is None else 2)
         costs, traffic = Costs(config, ranks=network.gpus), traffic_of(sharding, network)
         teacher = costs.teacher(phase)
+        memory = replace(memory_of(sharding, trace), teacher=_online_bytes(config))
         flops = costs.per_image(phase) - teacher
         row = None
         if phase.depth is None:
@@ -132,9 +142,7 @@ class Forecaster:
             rate = self.rates.fp32 if config.teacher.precision == "fp32" else self.rates.flops
             parts[TEACHER] = sharding.accumulation * micro * teacher / rate
         measured = f"{row['name']} of {row['model']}, batch {row['batch']}" if row else None
-        return PhaseForecast(
-            phase, images, sharding, memory_of(sharding, trace), trace, traffic, parts, flops + teacher, measured
-        )
+        return PhaseForecast(phase, images, sharding, memory, trace, traffic, parts, flops + teacher, measured)
 
     def _tracer(self, config: TrainConfig, phase: Phase) -> Tracer:
         apart = stage_of(read_ds_config(config.engine.ds_config)) == 3 and phase.depth is None

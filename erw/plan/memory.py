@@ -28,6 +28,7 @@ class Memory:
     buffers      ZeRO-3's for gradients, which are there at all times
     gradients    finished ones that are kept until the step
     buckets      what gradients are reduced in, and what ZeRO-3 gathers at once
+    teacher      weights of an encoder that runs online; its forward is over before the model's begins
     activations  the most that is alive in forward and backward, inputs included
     backward     the most at once of the last three: they are not full at the same time
     step         what the optimizer's step needs beside the state: fp32 gradients of its shard, and copies of them
@@ -40,6 +41,7 @@ class Memory:
     ema: float
     counters: float
     buffers: float = 0.0
+    teacher: float = 0.0
     gradients: float
     buckets: float
     activations: float
@@ -50,7 +52,7 @@ class Memory:
     @property
     def state(self) -> float:
         """What is there at all times."""
-        return self.weights + self.masters + self.moments + self.ema + self.counters + self.buffers
+        return self.weights + self.masters + self.moments + self.ema + self.counters + self.buffers + self.teacher
 
     @property
     def peak(self) -> float:

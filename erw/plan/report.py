@@ -19,7 +19,7 @@ _KNOBS = {
     OPTIMIZER: "more images a GPU (--batch), or more GPUs to share it",
     TEACHER: "--teacher.source cached, with features that erw prepare computes once",
 }
-_KINDS = ("weights", "masters", "moments", "ema", "buffers", "gradients", "buckets", "activations")
+_KINDS = ("weights", "masters", "moments", "ema", "teacher", "buffers", "gradients", "buckets", "activations")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +108,7 @@ def _teacher_lines(forecast: Forecast) -> list[str]:
     seconds = sum(p.parts.get(TEACHER, 0.0) * p.images for p in forecast.phases) / forecast.config.train.batch
     if not seconds:
         return [words]
-    return [f"{words}, {seconds / forecast.seconds:.1%} of the time at the rate of matmuls; its memory is not counted"]
+    return [f"{words}, {seconds / forecast.seconds:.1%} of the time at the rate of matmuls"]
 
 
 def _phase_lines(forecast: Forecast, found) -> list[str]:

@@ -14,7 +14,7 @@ from erw.plan.report import Costs as Prices
 from erw.plan.report import disk_of, report
 from erw.presets import preset
 from erw.settings import override
-from erw.teachers import teacher_flops
+from erw.teachers import TeacherConfig, load_teacher, teacher_bytes, teacher_flops
 from tiny import BATCH, tiny
 
 ONLINE = {"name": "digits-contrastive", "source": "online"}
@@ -87,6 +87,23 @@ def test_a_forecast_has_the_teachers_time(forecast):
     (line,) = [line for line in text.splitlines() if line.startswith("teacher ")]
     share = 2 * first.parts[TEACHER] / forecast.seconds
     assert line.startswith(teacher_words(forecast.config)) and f"{share:.1%} of the time" in line
+
+
+def test_a_forecast_has_the_teachers_weights_to_the_end(forecast):
+    held = sum(t.numel() * t.element_size() for t in load_teacher("digits-contrastive", "cpu").parameters())
+    for found in forecast.phases:
+        assert held <= found.memory.teacher < 1.1 * held  # norms' running statistics are no parameters
+        assert found.memory.state == replace(found.memory, teacher=0).state + found.memory.teacher
+    cached = Forecaster(tiny("repa", "x"), rates_of("cpu", tflops=1.0, gb_per_s=10.0)).at(Network(1, 1, 10, 10))
+    assert all(found.memory.teacher == 0 for found in cached.phases)
+
+
+@pytest.mark.parametrize("name, parameters", [("dinov2-b", 86.6e6), ("mae-l", 303e6), ("efficientnet-lite0", 4.65e6)])
+def test_a_teachers_bytes_follow_its_precision(name, parameters):
+    found = {
+        precision: teacher_bytes(name, 16, TeacherConfig(name=name, precision=precision)) for precision in ("bf16", "fp32")
+    }
+    assert found["fp32"] == 2 * found["bf16"] == pytest.approx(4 * parameters, rel=0.02)
 
 
 def test_an_online_teacher_needs_pixels_on_disk_a_cached_one_features(forecast):
