@@ -31,6 +31,7 @@ def faults(store: Candidate, work: Path, method: str = "forkserver") -> dict[str
 
 
 def _named(message: str, file: Path) -> str:
+    message = message.replace(f"{file.parent}/", "")  # where it was measured is nobody's business
     return f"{'error that names the file' if file.name in message else 'error that names no file'}: {message}"
 
 

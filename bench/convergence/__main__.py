@@ -2,7 +2,8 @@
 
     digits         SiT, REPA and ERW on handwritten digits, five seeds at equal FLOPs; minutes a run on a CPU
     digits-erw     ERW's own knobs, one at a time
-    cifar10        one part for ten minutes of a GPU, at equal seconds; cifar10-long for hours
+    cifar10        one part for ten minutes of a GPU, at equal seconds; cifar10-long for hours; cifar10-cpu is a small one for
+                   a CPU. python -m erw.bench.cifar10 prepares them
     imagenet256    the papers' table: --dry-run prints commands, GPU-hours and disk
 
 A study is a file (bench/studies). Killed, it goes on; started twice, the two share the runs. ``--dry-run`` says what would be
@@ -13,7 +14,7 @@ import argparse
 from pathlib import Path
 
 import erw  # noqa: F401
-from erw.bench._curves import environment
+from erw.bench._curves import draw_samples, environment
 from erw.bench.convergence import dry_run, figures, pilot, report, sweep, words
 from erw.bench.convergence.plan import plan
 from erw.bench.convergence.runs import Runs, without_passing
@@ -34,11 +35,15 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, nargs="+", help="instead of the study's, with another --record")
     parser.add_argument("--share", type=float, default=1.0, help="of the budget and of the judged samples, for trials")
     parser.add_argument("--data", type=Path, help="folder of the dataset, for studies of one (--data.path)")
+    parser.add_argument("--teacher", help="instead of the variants' own, where they align (--teacher.name)")
+    parser.add_argument("--judge", type=Path, help="statistics file that samples are compared with (--eval.reference)")
     parser.add_argument("--dry-run", action="store_true", help="say what would be run and what it costs")
     parser.add_argument("--gpu", help="with --dry-run: GPU-hours and disk on this kind of GPU, as erw plan calls it (h200)")
     parser.add_argument("--gpus", type=int, default=8, help="with --gpu: how many (default 8)")
     parser.add_argument("--sweep", action="store_true", help="run the sweep that chooses settings, not the study")
     parser.add_argument("--sweep-record", type=Path, help="default bench/results/sweep-STUDY.json")
+    parser.add_argument("--samples", type=Path, metavar="FILE",
+                        help="draw samples of the first seed's runs, drawn as for the judge; train nothing")  # fmt: skip
     parser.add_argument("--report", action="store_true", help="write docs/studies/STUDY.md from the record, run nothing")
     return parser.parse_args(arguments)
 
@@ -91,8 +96,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the study, or do the one thing that an option asks for."""
     options = _options(arguments)
     study = read_study(options.study)
-    if options.data is not None:
-        study = study.on(options.data)
+    study = study.on(options.data, options.teacher, options.judge)
     out = options.out or Path("runs/studies") / study.name
     record = options.record or report.record_file(study.name)
     if not record.parent.is_dir():
@@ -102,6 +106,10 @@ def main(arguments: list[str] | None = None) -> None:
         gpu = options.gpu or ("h200" if study.budget.unit == "preset" else None)
         machine = dry_run.Machine(gpu, options.gpus) if gpu else None
         print(dry_run.text(study, variants, seeds, options.share, machine))
+    elif options.samples is not None:
+        variants, seeds = _chosen(study, options)
+        draw_samples({study.labels[name]: out / f"{name}-{seeds[0]}" for name in variants}, options.samples)
+        print(options.samples)
     elif options.sweep:
         sweep.sweep(study, options.sweep_record or report.sweep_file(study.name))
         stop_ranks()

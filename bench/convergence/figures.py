@@ -2,10 +2,11 @@
 
 A record holds ``study``, ``settings`` (with ``seeds`` and ``variants``) and ``variants``: by name, ``runs``, each with its
 ``seed``, ``accounts`` and ``curve``, the rows of evals.jsonl. Curves are read three ways: at the end, where all have spent
-the budget; at the largest training time that every run reached; at the largest number of images that every run reached.
-Between two evaluations a reading is linear: in the logarithm for distances, in the figure itself for shares and KID, which
-may be negative. A curve that flattens runs below that line, so what is read far from an evaluation is a little too high.
-Nothing is read outside a curve. A teacher whose features a run computed first is in its seconds.
+the budget, or where the first of them has; at the largest training time that every run reached; at the largest number of
+images that every run reached. Between two evaluations a reading is linear: in the logarithm for distances, in the figure
+itself for shares and KID, which may be negative. A curve that flattens runs below that line, so what is read far from an
+evaluation is a little too high. Nothing is read outside a
+curve. A teacher whose features a run computed first is in its seconds.
 """
 
 import math
@@ -81,11 +82,7 @@ def curve_of(run: dict[str, Any]) -> Curve:
 
 
 def complete(record: Record) -> None:
-    """Raise `UserError` unless every variant has a run of every seed, and all runs spent the same of the budget's unit.
-
-    The same means: within 2% (10% of seconds, which a pilot foretold) and, for runs of few steps, a batch, which is as finely
-    as they can be cut.
-    """
+    """Raise `UserError` unless every variant has a run of every seed."""
     study, seeds, variants = record["study"], record["settings"]["seeds"], record["settings"]["variants"]
     have = sum(len(entry["runs"]) for entry in record["variants"].values())
     for name in variants:
@@ -94,14 +91,22 @@ def complete(record: Record) -> None:
                 f"the record of {study['name']} holds {have} of {len(seeds) * len(variants)} runs: start"
                 f" python -m erw.bench.convergence {study['name']} again, it goes on"
             )
-    unit = study["budget"]["unit"]
+
+
+def uneven(record: Record) -> tuple[float, float] | None:
+    """The least and the most that a run spent of the budget's unit, where that is not the same; None where it is, and for a
+    study without a common budget.
+
+    The same means: within 2% (10% of seconds, which a pilot foretold) and, for runs of few steps, a batch, which is as finely
+    as they can be cut.
+    """
+    unit = record["study"]["budget"]["unit"]
     if unit == "preset":
-        return
+        return None
     ends = [curve_of(run)[-1] for run in _runs(record)]
     least, most = min(row[unit] for row in ends), max(row[unit] for row in ends)
     batch = record["settings"]["batch"] * max(row[unit] / row["images"] for row in ends)
-    if most - least > _TOLERANCE[unit] * least + batch:
-        raise UserError(f"training {unit} run from {least:.4g} to {most:.4g}, which is no common budget: run the study anew")
+    return (least, most) if most - least > _TOLERANCE[unit] * least + batch else None
 
 
 def common(record: Record, axis: str) -> float:
@@ -110,7 +115,17 @@ def common(record: Record, axis: str) -> float:
 
 
 def axes(record: Record) -> list[str]:
-    """The readings beside the end that say something else than it."""
+    """The readings beside the end that say something else than it and that every curve reaches back to."""
+    return [axis for axis in _beside_the_end(record) if axis not in unreadable(record)]
+
+
+def unreadable(record: Record) -> list[str]:
+    """The readings beside the end that some run's first evaluation comes too late for."""
+    runs = list(_runs(record))
+    return [axis for axis in _beside_the_end(record) if max(curve_of(run)[0][axis] for run in runs) > common(record, axis)]
+
+
+def _beside_the_end(record: Record) -> list[str]:
     return [axis for axis in ("seconds", "images") if axis != record["study"]["budget"]["unit"]]
 
 
@@ -120,11 +135,14 @@ def figures(record: Record) -> list[str]:
 
 
 def readings(record: Record, axis: str) -> dict[str, dict[int, dict[str, float]]]:
-    """By variant and seed the study's figures: at the ``end``, else at the `common` place on ``axis``.
+    """By variant and seed the study's figures: at the ``end``, else at the `common` place on ``axis``. Ends that are `uneven`
+    are read at the common place of the budget's unit.
 
     Raises `UserError` for a record that is not `complete`.
     """
     complete(record)
+    if axis == "end" and uneven(record):
+        axis = record["study"]["budget"]["unit"]
     wanted, at = figures(record), None if axis == "end" else common(record, axis)
     found: dict[str, dict[int, dict[str, float]]] = {}
     for name, entry in record["variants"].items():

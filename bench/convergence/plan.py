@@ -3,11 +3,15 @@
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 from erw.align import Erw
 from erw.bench.convergence.study import Settings, Study, Trial, Variant
 from erw.config import TrainConfig
+from erw.data import open_dataset
+from erw.data.store import is_store
 from erw.errors import UserError
+from erw.flops import cached_share
 from erw.plan import Costs, phases
 from erw.presets import preset
 from erw.settings import override
@@ -16,6 +20,7 @@ from erw.types import Phase
 # What one image costs in a phase, in the budget's unit.
 Cost = Callable[[TrainConfig, Phase], float]
 _FEWEST_SAMPLES = 20
+_ROUNDS = 8  # the share of the features' cost that an image bears depends on how many images there are
 
 
 def changed(config: TrainConfig, settings: Settings) -> TrainConfig:
@@ -71,6 +76,33 @@ def fitted(config: TrainConfig, amount: float, warmup_share: float, cost: Cost) 
     return replace(config, method=method, train=replace(config.train, images=warmup + images))
 
 
+def with_features(config: TrainConfig, amount: float, warmup_share: float, cost: Cost) -> TrainConfig:
+    """`fitted` in FLOPs, where the dataset is there and holds the teacher's features: a run pays for them as `erw.flops` says,
+    for each image of the dataset once, as far as it gets to see them."""
+    forward, rows = _features(config)
+    charged, found = 1.0, config
+    for _ in range(_ROUNDS if forward else 1):
+
+        def priced(config: TrainConfig, phase: Phase, each: float = charged * forward) -> float:
+            return cost(config, phase) + (each if phase.aligns else 0.0)
+
+        found = fitted(config, amount, warmup_share, priced)
+        aligned = sum(images for phase, images in phases(found) if phase.aligns)
+        charged = cached_share(1, rows, aligned)
+    return found
+
+
+def _features(config: TrainConfig) -> tuple[int, int]:
+    """Forward FLOPs of an image's cached features, and of how many images there are; (0, 0) where none are known. The digits'
+    own teachers, a hundredth of a run, are left out."""
+    if config.data.name == "digits" or config.active_teacher.source != "cached" or not Path(config.data.path).is_dir():
+        return 0, 0
+    if config.data.name == "store" and not is_store(config.data.path):
+        return 0, 0
+    dataset = open_dataset(config.data)
+    return sum(dataset.cached[name].flops for name in config.active_teacher.names if name in dataset.cached), len(dataset)
+
+
 def amount(study: Study, cost: Cost, share: float = 1.0) -> float:
     """The study's budget in its unit."""
     if study.budget.like:
@@ -92,7 +124,8 @@ def plan(study: Study, share: float = 1.0, rates: dict[str, dict[str, float]] | 
         config = replace(config, train=replace(config.train, out=name))
         if study.budget.unit != "preset":
             cost = costs(study, rates)
-            config = fitted(config, amount(study, cost, share), variant.warmup_share, cost)
+            fit = with_features if study.budget.unit == "flops" else fitted
+            config = fit(config, amount(study, cost, share), variant.warmup_share, cost)
         configs[name] = _sampled(config, share)
     return _evaluated(configs, study.evaluations)
 

@@ -69,9 +69,24 @@ def report(study: Study, record: dict[str, Any], results: Path = RESULTS) -> str
              "## Result", result(record, file), f"![curves and ends](../pictures/study-{study.name}.png)"]  # fmt: skip
     if done["reach"]:
         parts += ["## What it takes to get as far", words.reach_table(record), _REACHES]
-    parts += ["## Where the time goes", words.cost_table(record), "## How the settings were chosen", *_chosen(study, results)]
+    parts += [
+        "## Where the time goes",
+        words.cost_table(record),
+        *_divided(record),
+        "## How the settings were chosen",
+        *_chosen(study, results),
+    ]
     parts += ["## What may be concluded, and what may not", "\n".join(f"- {line}" for line in words.conclusions(record))]
     return "\n\n".join(parts) + "\n"
+
+
+def _divided(record: dict[str, Any]) -> list[str]:
+    found = words.parts_table(record)
+    return (
+        [found, "A step of the first rank by its parts. `teacher`: its forward, or handing out cached features."]
+        if found
+        else []
+    )
 
 
 _REACHES = (

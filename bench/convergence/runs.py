@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from erw.bench._curves import environment, read_run, teacher_training
+from erw.bench._curves import environment, read_run, teacher_training, trained_here
 from erw.bench.convergence.study import Study
 from erw.config import TrainConfig
 from erw.errors import UserError
@@ -101,7 +101,7 @@ class Runs:
             runs = [self._run(name, seed) for seed in self.seeds if self.finished(name, seed)]
             variants[name] = {"settings": _without(to_dict(config), "train", ("out", "seed", "resume")), "runs": runs}
         names = {name for config in self.configs.values() for name in config.active_teacher.names}
-        teachers = {name: teacher_training(name) for name in sorted(names) if name.startswith("digits-")}
+        teachers = {name: teacher_training(name) for name in sorted(filter(trained_here, names))}
         return {"study": to_dict(self.study), "settings": settings, **self.environment, "teachers": teachers,
                 "variants": variants}  # fmt: skip
 

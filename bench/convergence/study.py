@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from erw.errors import UserError
-from erw.presets import PRESETS
+from erw.presets import PRESETS, preset
 from erw.settings import from_dict, nearest
 
 FOLDER = Path(__file__).resolve().parents[1] / "studies"
@@ -85,9 +85,20 @@ class Study:
         """Names for people."""
         return {name: variant.label for name, variant in self.variants.items()}
 
-    def on(self, data: Path) -> "Study":
-        """The same study on the dataset in ``data``."""
-        return replace(self, set=self.set | {"data.path": str(data)})
+    def on(self, data: Path | None = None, teacher: str | None = None, judge: Path | None = None) -> "Study":
+        """The same study on the dataset in ``data``, aligned with ``teacher``, judged by the statistics in ``judge``."""
+        given = {"data.path": data, "eval.reference": judge}
+        variants = self.variants
+        if teacher is not None:
+            variants = {name: _aligned(variant, teacher) for name, variant in variants.items()}
+        return replace(self, set=self.set | {k: str(v) for k, v in given.items() if v is not None}, variants=variants)
+
+
+def _aligned(variant: Variant, teacher: str) -> Variant:
+    """``variant`` with ``teacher``, where its method has a use for one."""
+    if not preset(variant.preset).method.needs_teacher:
+        return variant
+    return replace(variant, set=variant.set | {"teacher.name": teacher})
 
 
 def names() -> list[str]:

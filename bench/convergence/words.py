@@ -88,9 +88,24 @@ def how_read(record: Record) -> str:
     common = ", ".join(f"{READINGS[axis]}: {figures.common(record, axis):,.5g}" for axis in axes)
     text = (
         f"Means over {len(record['settings']['seeds'])} seeds with 95% t intervals, sd: standard deviation over seeds;"
-        f" differences are paired by seed, each interval for itself. {common[:1].upper()}{common[1:]}, the most that every run"
-        " reached; between evaluations the logarithm of the distance is taken as linear. Other figures are those at the end."
+        " differences are paired by seed, each interval for itself."
     )
+    if axes:
+        text += (
+            f" {common[:1].upper()}{common[1:]}, the most that every run reached; between evaluations the logarithm of the"
+            " distance is taken as linear. Other figures are those at the end."
+        )
+    for axis in figures.unreadable(record):
+        text += (
+            f" Nothing is read at {READINGS[axis]}: the shortest run took {figures.common(record, axis):,.5g}, and another's"
+            " first evaluation came after that."
+        )
+    if spent := figures.uneven(record):
+        unit = record["study"]["budget"]["unit"]
+        text += (
+            f" Runs spent from {spent[0]:.4g} to {spent[1]:.4g} {NAMES[unit]}: at {at_end(record)} is where the first of them"
+            " ended, and the others are read there."
+        )
     if "memorised" in figures.figures(record):
         text += (
             " Memorised: the share of samples nearer to a training image than 95% of held-out images are; new images give about"
@@ -140,6 +155,22 @@ def cost_table(record: Record) -> str:
 def _part(parts: list[dict[str, float]], total: dict[str, float]) -> str:
     seconds, flops = (_mean(part[what] for part in parts) for what in ("seconds", "flops"))
     return f"{seconds:.3g} ({seconds / total['seconds']:.0%}), {flops / total['flops']:.0%}"
+
+
+def parts_table(record: Record) -> str:
+    """How a step of each variant's phases divides into its parts, means over seeds; empty where none was timed."""
+    found: dict[tuple[str, str], list[dict[str, float]]] = {}
+    for name, entry in record["variants"].items():
+        for run in entry["runs"]:
+            for phase, account in run["accounts"]["phases"].items():
+                found.setdefault((name, phase), []).append(account.get("parts", {}))
+    timed = {key: runs for key, runs in found.items() if all(runs)}
+    parts = list(dict.fromkeys(part for runs in timed.values() for run in runs for part in run))
+    rows = []
+    for (name, phase), runs in timed.items():
+        shares = [_mean(run.get(part, 0.0) / sum(run.values()) for run in runs) for part in parts]
+        rows.append([label(record, name), phase, *(f"{share:.1%}" for share in shares)])
+    return table(["method", "phase", *parts], rows) if rows else ""
 
 
 def teachers_line(record: Record) -> str:
