@@ -1,6 +1,5 @@
 """What ``auto`` becomes, operations and attention: decided once, before training starts; never changed silently."""
 
-import time
 import typing
 from dataclasses import replace
 
@@ -44,11 +43,11 @@ def test_auto_on_a_cpu_measures_what_can_run_there(tmp_path):
     assert line.startswith(f"attention: {name}, by auto") and "; matmul " in line and "\n" not in line
 
 
-def test_auto_measures_the_run_s_own_problem(tmp_path, monkeypatch):
+def test_auto_measures_the_run_s_own_problem(tmp_path, monkeypatch, elapse):
     asked = []
 
     def choose(problem, time):
-        asked.append((problem, time(lambda: None)))
+        asked.append((problem, time(lambda: elapse(0.5))))
         return "flash", {"sdpa": 0.002, "flash": 0.0015, "fa2": "No module named 'flash_attn'"}
 
     monkeypatch.setattr(settle, "choose", choose)
@@ -56,7 +55,7 @@ def test_auto_measures_the_run_s_own_problem(tmp_path, monkeypatch):
     settled, line = settle.settle_attention(config, ALONE)
     (problem, seconds), model = asked[0], config.model
     assert problem == Problem(8, model.num_heads, model.tokens, model.width // model.num_heads, torch.bfloat16, ALONE.device)
-    assert 0 <= seconds < 0.1
+    assert seconds == 0.5
     assert settled == replace(config, engine=replace(config.engine, attention="flash"))
     assert "flash, by auto" in line and "flash 1.500 ms" in line and "fa2 No module named" in line
 
@@ -113,8 +112,8 @@ def test_auto_must_be_settled_first_and_missing_packages_are_named(tmp_path):
         ops.resolve("reference", "fa4")
 
 
-def test_the_clock_measures_seconds():
-    assert 0.002 <= settle._clock(torch.device("cpu"))(lambda: time.sleep(0.002)) < 0.02
+def test_the_clock_measures_seconds(elapse):
+    assert settle._clock(torch.device("cpu"))(lambda: elapse(0.5)) == 0.5
 
 
 def test_ops_are_plain_on_a_cpu(tmp_path):
