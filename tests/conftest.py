@@ -1,7 +1,6 @@
 """Shared fixtures. Tests run on a CPU; those that need a GPU say so and are skipped there, visibly."""
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -10,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import forked
 from kernel_tables import pytest_terminal_summary  # noqa: F401  (a hook)
 from launch import environment
 
@@ -52,20 +52,22 @@ def elapse(monkeypatch):
 
 
 @pytest.fixture(scope="session")
-def run_erw():
-    """Run ``train_ds.py`` (or another program) as a user does; returns the finished process."""
+def run_erw(tmp_path_factory):
+    """Run ``train_ds.py`` (or another program) on some ranks; returns the finished process.
+
+    It is forked from a process that has imported everything, unless it is to start ``as_a_user`` starts it, or with an
+    environment of its own, which imports may read.
+    """
 
     def run(*arguments: str, ranks: int = 1, env: dict[str, str] | None = None, program: str = "train_ds.py",
-            timeout: int = 300) -> subprocess.CompletedProcess:  # fmt: skip
-        command = [sys.executable]
-        if ranks > 1:
-            with socket.socket() as probe:
-                probe.bind(("127.0.0.1", 0))
-                port = probe.getsockname()[1]
-            command += ["-m", "torch.distributed.run", "--nproc-per-node", str(ranks), "--master-port", str(port)]
-        command += program.split() if program.startswith("-m") else [str(ROOT / program)]
-        threads = "1" if ranks > 1 else "2"
-        return subprocess.run([*command, *map(str, arguments)], capture_output=True, text=True, timeout=timeout,
-                              env=environment(**{"OMP_NUM_THREADS": threads} | (env or {})), cwd=ROOT)  # fmt: skip
+            timeout: int = 580, as_a_user: bool = False) -> subprocess.CompletedProcess:  # fmt: skip
+        command = program.split() if program.startswith("-m") else [str(ROOT / program)]
+        command += map(str, arguments)
+        around = environment(**{"OMP_NUM_THREADS": "1" if ranks > 1 else "2"} | (env or {}))
+        if env is None and not as_a_user:
+            return forked.run(command, ranks, around, timeout, tmp_path_factory.mktemp("process"))
+        launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(ranks), "--master-port", str(forked.free_port())]
+        command = [sys.executable, *(launcher if ranks > 1 else []), *command]
+        return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=around, cwd=ROOT)
 
     return run

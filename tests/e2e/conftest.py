@@ -15,7 +15,7 @@ def run_jobs(run_erw, tmp_path_factory):
     def run(jobs: list, ranks: int = 2, program: str = "tests/support/ranks.py") -> None:
         file = tmp_path_factory.mktemp("jobs") / "jobs.json"
         file.write_text(json.dumps([to_dict(job) for job in jobs]))
-        done = run_erw(str(file), ranks=ranks, program=program, timeout=580)
+        done = run_erw(str(file), ranks=ranks, program=program)
         assert done.returncode == 0, done.stderr[-4000:]
 
     return run

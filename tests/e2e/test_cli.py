@@ -145,9 +145,9 @@ def test_mistakes_in_training_get_one_line(one_rank, capsys, arguments, says, tm
 
 
 def test_a_mistake_seen_from_outside(run_erw, tmp_path):
-    one_line(run_erw("digits-sit", "--model.dpeth", "3"), "did you mean --model.depth")
+    one_line(run_erw("digits-sit", "--model.dpeth", "3", as_a_user=True), "did you mean --model.depth")
     one_line(run_erw("in256-sit-b2", "--data.path", "/nowhere", "--out", str(tmp_path / "run")), "'/nowhere' is not a folder")
-    one_line(run_erw("sample", "/nowhere", program="-m erw.cli"), "does not exist")
+    one_line(run_erw("sample", "/nowhere", program="-m erw.cli", as_a_user=True), "does not exist")
 
 
 def test_lr_in_a_ds_config_gets_one_line(capsys, tmp_path):
@@ -216,7 +216,7 @@ def test_two_ranks_at_stage_three_train_hand_over_and_resume(run_erw, tmp_path):
     run = tmp_path / "run"
     common = ["digits-erw", "--ds-config", "ds_configs/zero3.json", "--out", run, "--method.warmup_images", "64",
               "--eval.every", "64", "--eval.count", "20", "--eval.batch", "8"]  # fmt: skip
-    first = run_erw(*common, "--images", "128", ranks=2)
+    first = run_erw(*common, "--images", "128", ranks=2, as_a_user=True)
     assert first.returncode == 0, first.stderr[-3000:]
     assert "hand-over at image 64" in first.stdout + first.stderr
     second = run_erw(*common, "--images", "192", "--resume", "auto", ranks=2)

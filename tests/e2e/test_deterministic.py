@@ -13,18 +13,28 @@ pytestmark = [pytest.mark.slow, pytest.mark.dist]
 STEPS = 6
 
 
-@pytest.mark.parametrize("stage", ["zero1", "zero2"])
-def test_two_runs_have_equal_bits(stage, run_jobs, tmp_path):
-    def job(name, deterministic):
-        return tiny(
-            "erw", tmp_path / name, engine={"ds_config": stage}, train={"deterministic": deterministic, "save_every": 0}
-        )
+STAGES = ("zero1", "zero2")
 
-    run_jobs([job("a", True), job("b", True), job("plain", False)])
-    first = state_at(tmp_path / "a", STEPS * BATCH)
-    for other in ("b", "plain"):
-        assert difference(first, state_at(tmp_path / other, STEPS * BATCH)) == 0.0
-        a, b = ([json.loads(r) for r in (tmp_path / n / "metrics.jsonl").read_text().splitlines()] for n in ("a", other))
+
+@pytest.fixture(scope="module")
+def runs(run_jobs, tmp_path_factory):
+    """At each stage two deterministic runs and a plain one, ``STAGE-NAME``, in one launch."""
+    folder = tmp_path_factory.mktemp("deterministic")
+    names = {"a": True, "b": True, "plain": False}
+    run_jobs([
+        tiny("erw", folder / f"{stage}-{name}", engine={"ds_config": stage},
+             train={"deterministic": deterministic, "save_every": 0})
+        for stage in STAGES for name, deterministic in names.items()
+    ])  # fmt: skip
+    return folder
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_two_runs_have_equal_bits(stage, runs):
+    first, *others = (runs / f"{stage}-{name}" for name in ("a", "b", "plain"))
+    for other in others:
+        assert difference(state_at(first, STEPS * BATCH), state_at(other, STEPS * BATCH)) == 0.0
+        a, b = ([json.loads(r) for r in (run / "metrics.jsonl").read_text().splitlines()] for run in (first, other))
         assert [row.get("loss") for row in a] == [row.get("loss") for row in b]
 
 
