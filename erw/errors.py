@@ -41,7 +41,8 @@ def say(error: UserError) -> None:
 
 
 def exits_cleanly(main: Callable[..., None]) -> Callable[..., None]:
-    """Turn a `UserError` raised in ``main`` into one line on stderr (rank 0's, unless a `RankError`) and its exit code."""
+    """Turn a `UserError` raised in ``main`` into one line on stderr (rank 0's, unless a `RankError`) and its exit code; so is
+    Ctrl-C."""
 
     @functools.wraps(main)
     def wrapped(*args, **kwargs) -> None:
@@ -50,6 +51,10 @@ def exits_cleanly(main: Callable[..., None]) -> Callable[..., None]:
         except UserError as error:
             say(error)
             sys.exit(error.code)
+        except KeyboardInterrupt:
+            if os.environ.get("RANK", "0") == "0":
+                print("erw: interrupted: what was saved before stays", file=sys.stderr, flush=True)
+            sys.exit(130)  # 128 + SIGINT, as shells have it
         except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         except OSError as error:

@@ -7,8 +7,10 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from erw.bench._lives import Life
+if TYPE_CHECKING:
+    from erw.bench._lives import Life
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -28,6 +30,8 @@ def run(
     ``folder`` takes what they write. The exit code is the first that is not 0, and ends the other ranks, as torchrun does.
     Raises `subprocess.TimeoutExpired`.
     """
+    from erw.bench._lives import Life  # imports triton, for which a test session sets the interpreter first
+
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["erw.bench._lives_preload"])
     out, err = folder / "stdout", folder / "stderr"
@@ -45,7 +49,7 @@ def run(
     return subprocess.CompletedProcess(command, next(filter(None, codes), 0), out.read_text(), err.read_text())
 
 
-def _codes(life: Life, timeout: float) -> list[int] | None:
+def _codes(life: "Life", timeout: float) -> list[int] | None:
     """Exit codes of all ranks; a rank that fails leaves the others ten seconds. None: they were not done in time."""
     codes = life.wait(0)
     while None in codes and timeout > 0:

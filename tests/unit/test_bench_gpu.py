@@ -12,6 +12,7 @@ from erw.bench._options import named
 from erw.errors import UserError
 from erw.kernels import SPECS
 from erw.kernels._launch import INTERPRETED
+from launch import environment
 
 needs_kernels = pytest.mark.skipif(not INTERPRETED, reason="on a GPU the command itself is run")
 
@@ -104,16 +105,20 @@ def test_names_are_checked():
         named("--x", "a,c", ["a", "b"])
 
 
+def _run(command: list[str]) -> subprocess.CompletedProcess:
+    return subprocess.run(command, capture_output=True, text=True, timeout=500, env=environment())
+
+
 @needs_kernels
 @pytest.mark.slow
 def test_the_one_command_runs_its_parts_and_goes_on_after_a_failure(tmp_path):
-    command = [sys.executable, "-m", "erw.bench.gpu", "--dry-run", "--minutes", "2", "--out", str(tmp_path)]
-    done = subprocess.run([*command, "--commit", "abc"], capture_output=True, text=True, timeout=400, check=False)
+    command = [sys.executable, "-m", "erw.bench.gpu", "--dry-run", "--minutes", "0.7", "--out", str(tmp_path)]
+    done = _run([*command, "--commit", "abc"])
     ends = dict(line.split(maxsplit=1) for line in done.stdout.strip().splitlines()[-len(gpu.PARTS) :])
     # compute-sanitizer cannot look into the interpreter.
     assert ends.pop("sanitizer").startswith("ended with exit code")
     assert set(ends.values()) == {"done"} and done.returncode == 1, done.stdout + done.stderr
     kinds = {json.loads(path.read_text())["what"] for path in tmp_path.glob("*.json")}
     assert {"contract", "kernels"} <= kinds
-    again = subprocess.run([*command, "--parts", "nothing"], capture_output=True, text=True, timeout=100, check=False)
+    again = _run([*command, "--parts", "nothing"])
     assert again.returncode == 2 and "--parts: 'nothing' is not known" in again.stderr

@@ -297,8 +297,9 @@ def test_what_the_time_did_not_reach_is_listed(fake, tmp_path, capsys):
 
 def test_a_killed_run_leaves_what_it_measured(fake, last, tmp_path):
     fake.fails["ours", 2] = KeyboardInterrupt()
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(SystemExit) as stopped:
         run(tmp_path / "x")
+    assert stopped.value.code == 130
     record = written(tmp_path / "x")
     assert record["finished"] is False
     assert rows_of(record)[4, last]["status"] == "measured"

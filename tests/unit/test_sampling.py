@@ -405,3 +405,15 @@ def test_a_rank_says_what_is_its_own_trouble(monkeypatch, capsys, error, lines):
     with pytest.raises(SystemExit) as stopped:
         main()
     assert stopped.value.code == 2 and capsys.readouterr().err.count("erw: error: trouble") == lines
+
+
+@pytest.mark.parametrize(("rank", "said"), [("0", "erw: interrupted: what was saved before stays\n"), ("1", "")])
+def test_ctrl_c_is_one_line(monkeypatch, capsys, rank, said):
+    @exits_cleanly
+    def main():
+        raise KeyboardInterrupt
+
+    monkeypatch.setenv("RANK", rank)
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 130 and capsys.readouterr().err == said

@@ -286,10 +286,11 @@ def test_warm_ups_have_their_share():
 def test_a_budget_of_flops_pays_for_the_features_that_a_run_reads(name, rows, monkeypatch):
     """A gigaFLOP for each image of the dataset, once, as far as the run aligns them; SiT reads none."""
     monkeypatch.setattr("erw.bench.convergence.plan._features", lambda c: (10**9, rows) if c.method.needs_teacher else (0, 0))
-    configs = plan(read_study("cifar10-cpu"))
-    assert configs["sit"].train.images == 3200
+    study = read_study("cifar10-cpu")
+    configs = plan(study)
+    assert configs["sit"].train.images == study.set["train.images"]
     config, costs = configs[name], Costs(configs[name])
-    budget = Costs(configs["sit"]).per_image(configs["sit"].method.phase(0)) * 3200
+    budget = Costs(configs["sit"]).per_image(configs["sit"].method.phase(0)) * configs["sit"].train.images
     found = sum(costs.per_image(phase) * images for phase, images in phases(config)) + 10**9 * min(rows, config.train.images)
     assert found == pytest.approx(budget, abs=1.5 * config.train.batch * found / config.train.images)
 
