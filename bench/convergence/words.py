@@ -126,7 +126,7 @@ def reach_table(record: Record) -> str:
 
 def _reached(reach: Reach) -> str:
     if math.isinf(reach.ratio):
-        return f"not reached (but in {1 - reach.missed:.0%} of resamples)"
+        return "not reached" + f" (but in {1 - reach.missed:.0%} of resamples)" * (reach.missed < 1)
     high = "not reached" if math.isinf(reach.high) else f"{reach.high:.2f}"
     return f"{'at most ' * reach.first}{reach.ratio:.2f} ({reach.low:.2f} to {high})"
 
