@@ -16,7 +16,7 @@ class Setup:
     loss                alignment: a Python loop over samples, as published, or one expression
     fused               ops of `erw.ops.FUSED`; the rest is plain PyTorch
     attention           backend, or ``auto``: the fastest here (`erw.kernels.attention.choose`)
-    batched_modulation  one modulation GEMM a step for all blocks
+    batched_modulation  one modulation GEMM a step for all blocks; on a CPU it would cost more than it saves
     optimizer           torch: AdamW, clip_grad_norm_ and an EMA that loops over parameters; adamw_ema: `erw.optim.AdamWEMA`
     host_reads          losses and norm are read back every step, as published
     graph               forward and backward are one CUDA graph each
@@ -73,7 +73,7 @@ CHANGES = (
         for number, names in enumerate(_KERNELS)
     ),
     Change("attention backend", "attention", "auto"),
-    Change("batched modulation", "batched_modulation", True),
+    Change("batched modulation", "batched_modulation", True, cuda=True),
     Change("fused optimizer and EMA", "optimizer", "adamw_ema"),
     Change("no host reads", "host_reads", False),
     Change("compiled blocks", "compile", True),

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from erw import kernels
 from erw.errors import UserError
 from erw.kernels import fused as pairs
+from erw.kernels._matmul_mlp import matmul_mlp
 from erw.kernels.attention import attention_backend
 from erw.kernels.stacked_linear import stacked_linear
 
@@ -116,6 +117,15 @@ FUSED = OpSet(
     modulations=_one_modulation,
 )
 """Kernels, and functions around matmuls that keep less for the backward."""
+
+
+def for_cpu_compiler(ops: OpSet) -> OpSet:
+    """``ops`` as blocks that torch compiles for a CPU take it: the plain MLP in a form whose passes compile to faster code."""
+
+    def mlp_by_matmuls(x: Tensor, fc1: nn.Linear, fc2: nn.Linear) -> Tensor:
+        return matmul_mlp(x, fc1.weight, fc1.bias, fc2.weight, fc2.bias)
+
+    return replace(ops, mlp=mlp_by_matmuls) if ops.mlp is mlp else ops
 
 
 def resolve(name: str, attention: str = "sdpa") -> OpSet:

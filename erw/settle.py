@@ -69,7 +69,8 @@ def settle_attention(config: TrainConfig, ranks: Ranks) -> tuple[TrainConfig, st
         if reason := unusable(name, problem):
             raise UserError(f"--engine.attention {name} cannot run here: {reason}")
         return config, f"attention: {name}, by name"
-    chosen, found = choose(problem, _clock(ranks.device))
+    compiled = engine.compile == "blocks" and ranks.device.type == "cpu"
+    chosen, found = choose(problem, _clock(ranks.device), compiled)
     chosen = ranks.agree(chosen)
     took = [f"{n} {v if isinstance(v, str) else f'{v * 1e3:.3f} ms'}" for n, v in found.items()]
     report = f"attention: {chosen}, by auto (forward and backward of a block: {'; '.join(took)})"

@@ -4,7 +4,7 @@
     math       torch's plain form (any device, any dtype)                         (B, heads, T, H)
     sdpa       torch.nn.functional.scaled_dot_product_attention, torch's choice   (B, heads, T, H)
     flash, efficient, cudnn    the same, held to that one of torch's kernels      (B, heads, T, H)
-    matmul     torch's forward, a backward of matmuls (any float dtype); CPUs     (B, heads, T, H)
+    matmul     matmuls and a kept softmax (any float dtype); CPUs                 (B, heads, T, H)
     fa2        flash-attn 2 (flash_attn)                                          (B, T, heads, H)
     fa3        flash-attn 3 (flash_attn_interface), Hopper                        (B, T, heads, H)
     fa4        flash-attn 4 (flash_attn.cute), Hopper and Blackwell               (B, T, heads, H)
@@ -138,22 +138,27 @@ def _reason(error: Exception, said: list[str]) -> str:
     return ": ".join([line, *reasons]).replace("\n", " ")[:300]
 
 
-def choose(problem: Problem, time: Callable[[Callable[[], None]], float]) -> tuple[str, dict[str, float | str]]:
+def choose(
+    problem: Problem, time: Callable[[Callable[[], None]], float], compiled: bool = False
+) -> tuple[str, dict[str, float | str]]:
     """(the fastest backend for ``problem``, what each took or why it cannot).
 
-    ``time(run)`` gives the seconds of one forward and backward; the caller owns the clock.
+    ``time(run)`` gives the seconds of one forward and backward; the caller owns the clock. ``compiled``: under torch.compile,
+    which fuses what a backend is made of.
     """
     found: dict[str, float | str] = {}
     for name in BACKENDS:
         if name == "math":
             continue
         reason = unusable(name, problem)
-        found[name] = reason if reason is not None else time(_step(name, problem))
+        found[name] = reason if reason is not None else time(_step(name, problem, compiled))
     timed = {name: value for name, value in found.items() if isinstance(value, float)}
     return (min(timed, key=timed.get) if timed else "math"), found
 
 
-def _step(name: str, problem: Problem) -> Callable[[], None]:
+def _step(name: str, problem: Problem, compiled: bool) -> Callable[[], None]:
     inputs, run = problem.draw(), attention_backend(name)
+    if compiled:
+        run = torch.compile(run, dynamic=False)
     gradient = torch.randn_like(inputs[0])
     return lambda: torch.autograd.grad(run(*inputs), inputs, gradient)

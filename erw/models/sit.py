@@ -16,7 +16,7 @@ from erw.errors import UserError
 from erw.models.blocks import FinalLayer, SiTBlock
 from erw.models.embed import LabelEmbedder, PatchEmbed, TableModule, TimestepEmbedder, rope_table, sincos_table
 from erw.models.recompute import checkpointed
-from erw.ops import REFERENCE, OpSet
+from erw.ops import REFERENCE, OpSet, for_cpu_compiler
 from erw.settings import setting
 
 SIZES = {"S": (12, 384, 6), "B": (12, 768, 12), "L": (24, 1024, 16), "XL": (28, 1152, 16)}
@@ -133,6 +133,8 @@ class SiT(TableModule):
     def compile_blocks(self) -> None:
         """torch.compile of each block that runs, in place, for fixed shapes: parameters keep their names and hooks."""
         for block in self.blocks[self.first_block - 1 :]:
+            if block.attn.qkv.weight.device.type == "cpu":
+                block.mlp.ops = for_cpu_compiler(self.ops)
             block.compile(dynamic=False)
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor, taps: tuple[int, ...] = ()) -> SiTOutput:

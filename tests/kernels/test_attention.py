@@ -6,6 +6,7 @@ import warnings
 import pytest
 import torch
 
+from erw.kernels import _matmul_attention
 from erw.kernels.attention import BACKENDS, Problem, attention, attention_backend, attention_reference, choose, unusable
 
 
@@ -13,9 +14,12 @@ def drawn(tokens=37, head_width=72, dtype=torch.float32):
     return Problem(2, 3, tokens, head_width, dtype, torch.device("cpu")).draw()
 
 
-@pytest.mark.parametrize("name", ["math", "sdpa", "flash", "matmul"])
+@pytest.mark.parametrize("name", ["math", "sdpa", "flash", "matmul", "matmul, nothing kept"])
 @pytest.mark.parametrize(("tokens", "head_width"), [(37, 72), (257, 64), (1, 8)])
-def test_backends_agree_with_the_definition(name, tokens, head_width):
+def test_backends_agree_with_the_definition(name, tokens, head_width, monkeypatch):
+    if name == "matmul, nothing kept":
+        monkeypatch.setattr(_matmul_attention, "KEPT_BYTES", 0)
+        name = "matmul"
     inputs = drawn(tokens, head_width)
     exact = attention_reference(*(t.double() for t in inputs))
     found = attention(*inputs, backend=name)
@@ -57,7 +61,7 @@ def test_auto_takes_the_fastest_that_runs(monkeypatch):
     seconds = iter([3.0, 1.0, 2.0])
     module = sys.modules["erw.kernels.attention"]  # the package's attribute of that name is the function
     monkeypatch.setattr(module, "unusable", lambda name, _: None if name in ("sdpa", "flash", "fa2") else "no")
-    monkeypatch.setattr(module, "_step", lambda name, _: lambda: None)
+    monkeypatch.setattr(module, "_step", lambda *_: lambda: None)
     elsewhere = Problem(1, 1, 4, 8, torch.float32, torch.device("meta"))
     name, found = choose(elsewhere, lambda run: next(seconds))
     assert name == "flash" and found == {"sdpa": 3.0, "flash": 1.0, "fa2": 2.0, **{n: "no" for n in BACKENDS

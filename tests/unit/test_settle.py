@@ -46,18 +46,20 @@ def test_auto_on_a_cpu_measures_what_can_run_there(tmp_path):
 def test_auto_measures_the_run_s_own_problem(tmp_path, monkeypatch, elapse):
     asked = []
 
-    def choose(problem, time):
-        asked.append((problem, time(lambda: elapse(0.5))))
+    def choose(problem, time, compiled):
+        asked.append((problem, time(lambda: elapse(0.5)), compiled))
         return "flash", {"sdpa": 0.002, "flash": 0.0015, "fa2": "No module named 'flash_attn'"}
 
     monkeypatch.setattr(settle, "choose", choose)
     config = settings(tmp_path, "auto", accumulation=2, precision="autocast")
     settled, line = settle.settle_attention(config, ALONE)
-    (problem, seconds), model = asked[0], config.model
+    (problem, seconds, compiled), model = asked[0], config.model
     assert problem == Problem(8, model.num_heads, model.tokens, model.width // model.num_heads, torch.bfloat16, ALONE.device)
-    assert seconds == 0.5
+    assert seconds == 0.5 and not compiled
     assert settled == replace(config, engine=replace(config.engine, attention="flash"))
     assert "flash, by auto" in line and "flash 1.500 ms" in line and "fa2 No module named" in line
+    settle.settle_attention(settings(tmp_path, "auto", compile="blocks"), ALONE)
+    assert asked[1][2], "compiled blocks: measured under the compiler"
 
 
 def test_the_first_rank_decides(tmp_path, monkeypatch):
