@@ -124,7 +124,11 @@ class StoredLatents:
 
 @dataclass(frozen=True)
 class CachedTeacher:
-    """Features that a dataset holds: of which teacher, and what its forward for one image cost in FLOPs."""
+    """Features that a dataset holds: of which teacher, and what its forward for one image cost in FLOPs.
+
+    ``digest``: SHA-256 of its weights, empty where that was not noted.
+    """
 
     spec: TeacherSpec
     flops: int
+    digest: str = ""

@@ -39,11 +39,8 @@ class _Keeping(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, dout):
         q, k, v, out, weights = ctx.saved_tensors
-        dout, wide = dout.contiguous(), torch.promote_types(q.dtype, torch.float32)
-        delta = (dout.to(wide) * out.to(wide)).sum(dim=-1, keepdim=True)
-        dweights = (dout @ v.transpose(-1, -2)).to(wide)
-        dscores = (weights.to(wide) * (dweights - delta) * q.shape[-1] ** -0.5).to(q.dtype)
-        return dscores @ k, dscores.transpose(-1, -2) @ q, weights.transpose(-1, -2) @ dout
+        dout = dout.contiguous()
+        return _gradients(q, k, v, dout, weights, _delta(dout, out))
 
 
 class _Again(torch.autograd.Function):
@@ -57,11 +54,22 @@ class _Again(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, dout):
         q, k, v, out, logsumexp = ctx.saved_tensors
-        scale = q.shape[-1] ** -0.5
-        delta = (dout.float() * out.float()).sum(dim=-1, keepdim=True)
         parts = []
-        for q1, k1, v1, dout1, lse1, delta1 in zip(q, k, v, dout, logsumexp.unsqueeze(-1), delta, strict=True):
-            weights = ((q1 @ k1.transpose(1, 2)).float() * scale - lse1).exp()
-            dscores = (weights * ((dout1 @ v1.transpose(1, 2)).float() - delta1) * scale).to(q.dtype)
-            parts.append((dscores @ k1, dscores.transpose(1, 2) @ q1, weights.to(q.dtype).transpose(1, 2) @ dout1))
+        given = (q, k, v, dout, logsumexp.unsqueeze(-1), _delta(dout, out))
+        for q1, k1, v1, dout1, lse1, delta1 in zip(*given, strict=True):
+            weights = ((q1 @ k1.transpose(1, 2)).float() * q.shape[-1] ** -0.5 - lse1).exp()
+            parts.append(_gradients(q1, k1, v1, dout1, weights, delta1))
         return tuple(torch.stack(part) for part in zip(*parts, strict=True))
+
+
+def _delta(dout: Tensor, out: Tensor) -> Tensor:
+    """rowsum(dout out), fp32 (fp64 for fp64): (..., T, H) to (..., T, 1)."""
+    wide = torch.promote_types(out.dtype, torch.float32)
+    return (dout.to(wide) * out.to(wide)).sum(dim=-1, keepdim=True)
+
+
+def _gradients(q: Tensor, k: Tensor, v: Tensor, dout: Tensor, weights: Tensor, delta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """dq, dk, dv from P, of the dtype of q or wider."""
+    dweights = (dout @ v.transpose(-1, -2)).to(delta.dtype)
+    dscores = (weights.to(delta.dtype) * (dweights - delta) * q.shape[-1] ** -0.5).to(q.dtype)
+    return dscores @ k, dscores.transpose(-1, -2) @ q, weights.to(q.dtype).transpose(-1, -2) @ dout

@@ -71,6 +71,7 @@ def teacher_entries(made: dict[str, Any]) -> list[TeacherEntry]:
             flops=teacher["flops_per_image"],
             tokens=column_of(teacher["name"]),
             cls=f"{column_of(teacher['name'])}.cls" if with_token and teacher["has_class_token"] else "",
+            digest=teacher.get("digest", ""),
         )
         for teacher in made["teachers"]
     ]

@@ -29,6 +29,7 @@ from erw.settings import override
 from erw.teachers import TeacherConfig, load_teacher, teacher_flops, teacher_specs
 from erw.teachers import encoder as files
 from erw.teachers.encoder import ImageEncoder, Shape, describe, write_encoder
+from erw.teachers.features import FeatureSource
 from erw.teachers.train_encoder import EncoderConfig, batches, read_images, train_encoder
 from photographs import write_classes
 
@@ -260,6 +261,10 @@ def test_prepared_trained_and_planned_with(named, folder, tmp_path):
     torch.testing.assert_close(dataset.features(named, np.arange(20)).float(), tokens, rtol=1e-2, atol=1e-2)
     online = replace(config, teacher=replace(config.teacher, source="online"))
     assert Costs(online).teacher(online.method.phase(0)) == teacher_flops(named, config.model.grid)
+    FeatureSource(config.active_teacher, dataset, CPU, grid=config.model.grid)
+    dataset.cached[named] = replace(dataset.cached[named], digest="0" * 64)
+    with pytest.raises(UserError, match="with other weights than the file has now: prepare the dataset again"):
+        FeatureSource(config.active_teacher, dataset, CPU, grid=config.model.grid)
 
 
 def test_it_judges_and_knows_its_statistics(named, trained, pixels, tmp_path):

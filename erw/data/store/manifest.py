@@ -23,6 +23,7 @@ class TeacherEntry:
     tokens    column of (grid^2, width) patch tokens
     cls       column of (width,) class tokens; empty where there is none
     flops     of the teacher's forward for one image
+    digest    SHA-256 of its weights
     """
 
     name: str
@@ -31,11 +32,12 @@ class TeacherEntry:
     flops: int
     tokens: str
     cls: str = ""
+    digest: str = ""
 
     @property
     def cached(self) -> CachedTeacher:
         """As the trainer knows it."""
-        return CachedTeacher(TeacherSpec(name=self.name, width=self.width, grid=self.grid), self.flops)
+        return CachedTeacher(TeacherSpec(name=self.name, width=self.width, grid=self.grid), self.flops, self.digest)
 
 
 @dataclass(frozen=True, kw_only=True)
