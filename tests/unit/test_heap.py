@@ -32,6 +32,5 @@ def test_a_block_that_was_freed_is_taken_again_without_page_faults():
         return json.loads(done.stdout)
 
     # Which block is taken again settles after a few, as it does in a run's first steps.
-    agreed, *faults = run("keep")
-    assert agreed and faults[0] > 1000 and max(faults[-5:]) < 100
-    assert min(run("default")[1:]) > 1000
+    (agreed, *kept), (_, *mapped) = run("keep"), run("default")
+    assert agreed and 10 * max(kept[-5:]) < min(mapped)
