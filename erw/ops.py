@@ -119,13 +119,13 @@ FUSED = OpSet(
 """Kernels, and functions around matmuls that keep less for the backward."""
 
 
+def _mlp_by_matmuls(x: Tensor, fc1: nn.Linear, fc2: nn.Linear) -> Tensor:
+    return matmul_mlp(x, fc1.weight, fc1.bias, fc2.weight, fc2.bias)
+
+
 def for_cpu_compiler(ops: OpSet) -> OpSet:
     """``ops`` as blocks that torch compiles for a CPU take it: the plain MLP in a form whose passes compile to faster code."""
-
-    def mlp_by_matmuls(x: Tensor, fc1: nn.Linear, fc2: nn.Linear) -> Tensor:
-        return matmul_mlp(x, fc1.weight, fc1.bias, fc2.weight, fc2.bias)
-
-    return replace(ops, mlp=mlp_by_matmuls) if ops.mlp is mlp else ops
+    return replace(ops, mlp=_mlp_by_matmuls) if ops.mlp is mlp else ops
 
 
 def resolve(name: str, attention: str = "sdpa") -> OpSet:

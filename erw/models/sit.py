@@ -132,9 +132,10 @@ class SiT(TableModule):
 
     def compile_blocks(self) -> None:
         """torch.compile of each block that runs, in place, for fixed shapes: parameters keep their names and hooks."""
+        on_cpu = self.pos_embed.device.type == "cpu"
+        ops = for_cpu_compiler(self.ops) if on_cpu else self.ops
         for block in self.blocks[self.first_block - 1 :]:
-            if block.attn.qkv.weight.device.type == "cpu":
-                block.mlp.ops = for_cpu_compiler(self.ops)
+            block.mlp.ops = ops
             block.compile(dynamic=False)
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor, taps: tuple[int, ...] = ()) -> SiTOutput:
