@@ -14,7 +14,6 @@ from erw.config import TrainConfig
 from erw.data.stream import Dataset, stream
 from erw.engine.config import micro_batch
 from erw.engine.engine import Engine
-from erw.engine.heap import keep_freed_memory
 from erw.engine.ranks import Ranks, start_ranks, stop_ranks
 from erw.engine.watch import Watch
 from erw.errors import Stopped, exits_cleanly
@@ -33,8 +32,6 @@ def train(config: TrainConfig) -> None:
     """One run, from its first image or from a checkpoint to its last, on every rank."""
     config, dataset = open_data(config)
     ranks = start_ranks(config.engine.timeout)
-    if ranks.device.type == "cpu":
-        keep_freed_memory()
     with Watch(ranks, config.engine.timeout) as watch:
         train_watched(config, dataset, ranks, watch)
 

@@ -13,7 +13,6 @@ from erw.bench._scene import Scene
 from erw.bench.ours import Training
 from erw.engine.config import EngineConfig
 from erw.engine.engine import Engine
-from erw.engine.heap import keep_freed_memory
 from erw.engine.ranks import Ranks, start_ranks, stop_ranks
 from erw.optim import OptimConfig
 
@@ -26,8 +25,6 @@ class EngineStep:
         ops = "fused" if setup.fused else "reference"
         compile = "blocks" if setup.compile else "none"  # for the optimizer: the blocks were compiled with the module
         config = EngineConfig(ds_config="zero1", precision=setup.precision, ops=ops, compile=compile)
-        if device.type == "cpu":
-            keep_freed_memory()
         self.engine = Engine(self.training.module, config, self.optim, scene.batch, _alone())
         if setup.graph:
             # After DeepSpeed has moved the weights into buffers of its own, whose addresses the graph holds.

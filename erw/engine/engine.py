@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from erw.engine.config import EngineConfig, clips_on_device, deepspeed_dict
+from erw.engine.heap import keep_freed_memory
 from erw.engine.ranks import Ranks
 from erw.engine.skips import SkipRow
 from erw.optim import STATE_KEYS, WEIGHTS, AdamWEMA, OptimConfig, param_groups
@@ -32,6 +33,8 @@ class Engine:
         from erw.engine.shards import shards_of
         from erw.engine.waits import order_streams
 
+        if ranks.device.type == "cpu":
+            keep_freed_memory()
         ds_dict = deepspeed_dict(config, batch, ranks.count, optim, top_stage)
         self.stage: int = ds_dict["zero_optimization"]["stage"]
         self.clips = clips_on_device(config, ds_dict["zero_optimization"], optim)
