@@ -14,7 +14,7 @@ from torch import Tensor
 
 from erw.errors import UserError
 from erw.settings import nearest
-from erw.teachers import TEACHERS, TeacherConfig, load_teacher, prefix_of
+from erw.teachers import TEACHERS, TeacherConfig, load_teacher, prefix_of, teacher_digest
 
 
 class Extractor(Protocol):
@@ -79,7 +79,7 @@ class TeacherFeatures:
             "network": f"teacher {name}, {'its class token' if whole else 'the mean of its patch tokens'}",
             "resize": "the teacher's own",
             # A user's own encoder may be trained anew under the same name.
-            "weights": self.teacher.identity()["digest"] if prefix_of(name) == "encoder:" else "the teacher's own",
+            "weights": teacher_digest(name) or "the teacher's own",
         }
 
     def __call__(self, pixels: Tensor) -> dict[str, Tensor]:

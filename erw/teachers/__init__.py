@@ -1,8 +1,8 @@
 """Frozen encoders whose patch tokens methods align with. A new one is a new file and one line in ``TEACHERS``.
 
 A file of teachers has ``spec_of``, ``flops_of`` and ``bytes_of``, each of (name, grid, config) and without weights, and
-``load_teacher(name, device, grid, config)``. Cached features stay what they are; an encoder is loaded only where it has to
-run, and no library of encoders before that.
+``load_teacher(name, device, grid, config)``; where one name can mean other weights tomorrow, ``digest_of(name)`` as well.
+Cached features stay what they are; an encoder is loaded only where it has to run, and no library of encoders before that.
 """
 
 from importlib import import_module
@@ -17,8 +17,8 @@ from erw.teachers.names import SHORT_NAMES
 from erw.types import TeacherSpec
 
 __all__ = ["GRID", "PREFIXES", "TEACHERS", "Encoded", "Teacher", "TeacherConfig", "load_teacher", "prefix_of",
-           "teacher_bytes", "teacher_flops",
-           "teacher_specs"]  # fmt: skip
+           "teacher_bytes",
+           "teacher_digest", "teacher_flops", "teacher_specs"]  # fmt: skip
 
 _DEFAULTS = TeacherConfig()
 
@@ -64,6 +64,12 @@ def teacher_flops(name: str, grid: int = GRID, config: TeacherConfig = _DEFAULTS
 def teacher_bytes(name: str, grid: int = GRID, config: TeacherConfig = _DEFAULTS) -> int:
     """Bytes of its weights on a device, counted on a network without weights."""
     return _file_of(name).bytes_of(name, grid, config)
+
+
+def teacher_digest(name: str) -> str:
+    """SHA-256 of the weights that ``name`` means now; empty where a name's weights do not change."""
+    file = _file_of(name)
+    return file.digest_of(name) if hasattr(file, "digest_of") else ""
 
 
 def load_teacher(name: str, device: torch.device, grid: int = GRID, config: TeacherConfig = _DEFAULTS) -> Teacher:

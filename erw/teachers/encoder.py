@@ -169,6 +169,11 @@ def bytes_of(name: str, grid: int, config: TeacherConfig) -> int:
         return held_bytes(ImageEncoder(describe(name).shape), config.precision)
 
 
+def digest_of(name: str) -> str:
+    """SHA-256 of the weights that the file holds now, from its head."""
+    return describe(name).digest
+
+
 @lru_cache
 def _count(shape: Shape) -> int:
     with torch.device("meta"):

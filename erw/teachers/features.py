@@ -6,7 +6,7 @@ from erw.data.memory import MemoryDataset
 from erw.data.stream import Dataset, Wanted
 from erw.errors import UserError
 from erw.flops import cached_share, online_share
-from erw.teachers import GRID, TeacherConfig, encoder, load_teacher, teacher_specs
+from erw.teachers import GRID, TeacherConfig, load_teacher, teacher_digest, teacher_specs
 from erw.teachers.base import resampled
 from erw.types import Batch, Targets, TeacherSpec
 
@@ -43,7 +43,8 @@ class FeatureSource:
                 f" {have.spec.grid}), --teacher.name {spec.name} has width {spec.width}, grid {spec.grid}: name that"
                 " teacher, or prepare the dataset with this one"
             )
-        if spec.name.startswith(encoder.PREFIX) and have.digest not in ("", encoder.describe(spec.name).digest):
+        now = teacher_digest(spec.name)
+        if now and have.digest not in ("", now):
             raise UserError(
                 f"the dataset caches features of {spec.name} with other weights than the file has now: prepare the dataset"
                 " again, or put the old file back"
