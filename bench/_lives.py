@@ -3,9 +3,11 @@
 Each rank of a job is a process of its own with the environment that a launcher gives, and ``train_ds``'s own end.
 """
 
+import contextlib
 import json
 import multiprocessing
 import os
+import random
 import socket
 import sys
 import time
@@ -55,29 +57,45 @@ class Life:
         return self.logs[rank].read_text(encoding="utf-8", errors="replace")
 
 
+def free_port() -> int:
+    """A port that nobody listens on, of those that no outgoing connection is given."""
+    while True:
+        port = random.SystemRandom().randrange(20_000, 32_768)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+
+
+def fork(target: Callable, *arguments) -> multiprocessing.Process:
+    """A process that runs ``target``, a function of a module, started from one that has imported `erw.bench._lives_preload`."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["erw.bench._lives_preload"])
+    process = context.Process(target=target, args=arguments)
+    process.start()
+    return process
+
+
+def write_into(out: str, err: str) -> None:
+    """Append to these files what this process, and what it starts, says from now on."""
+    for file, descriptor in ((out, 1), (err, 2)):
+        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
+
+
 def start(configs: list[TrainConfig], ranks: int, logs: Path, prepare: Prepare | None = None) -> Life:
     """Train ``configs``, one after the other, on ``ranks`` ranks; each rank calls ``prepare``, a function of a module, first.
     ``logs``: a folder."""
     logs.mkdir(parents=True, exist_ok=True)
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["erw.bench._lives_preload"])
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     life = Life([], [logs / f"rank{rank}.log" for rank in range(ranks)])
     settings = json.dumps([to_dict(config) for config in configs])
     for rank, log in enumerate(life.logs):
         log.write_text("", encoding="utf-8")
-        process = context.Process(target=_rank, args=(rank, ranks, port, settings, str(log), prepare))
-        process.start()
-        life.processes.append(process)
+        life.processes.append(fork(_rank, rank, ranks, port, settings, str(log), prepare))
     return life
 
 
 def _rank(rank: int, ranks: int, port: int, settings: str, log: str, prepare: Prepare | None) -> None:
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
+    write_into(log, log)
     place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ.update({key: str(value) for key, value in place.items()})
     sys.argv = ["train_ds.py"]

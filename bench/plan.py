@@ -7,7 +7,6 @@ what was forecast (`bench/results/plan-error.json`), which ``erw plan`` prints. 
 import argparse
 import json
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -58,10 +57,7 @@ def live(jobs: list[TrainConfig], ranks: int) -> list[list[dict]]:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "jobs.json")
         file.write_text(json.dumps([to_dict(job) for job in jobs]), encoding="utf-8")
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(ranks), "--master-port", str(port)]
+        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
         command = [sys.executable, *launcher, "-m", "erw.bench._plan_live", str(file), f"{folder}/found"]
         kept = {name: value for name, value in os.environ.items() if name not in _LAUNCHER}
         done = subprocess.run(command, capture_output=True, text=True, env=kept, check=False)

@@ -66,7 +66,7 @@ def run_erw(tmp_path_factory):
         around = environment(**{"OMP_NUM_THREADS": "1" if ranks > 1 else "2"} | (env or {}))
         if env is None and not as_a_user:
             return forked.run(command, ranks, around, timeout, tmp_path_factory.mktemp("process"))
-        launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(ranks), "--master-port", str(forked.free_port())]
+        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
         command = [sys.executable, *(launcher if ranks > 1 else []), *command]
         return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=around, cwd=ROOT)
 

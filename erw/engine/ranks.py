@@ -3,7 +3,6 @@
 import contextlib
 import logging
 import os
-import socket
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -89,12 +88,6 @@ class Ranks:
             dist.barrier()
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 def _own_device() -> torch.device:
     """This process's GPU, made current, or the CPU."""
     if not torch.cuda.is_available():
@@ -126,8 +119,9 @@ def start_ranks(timeout: float = 1800.0) -> Ranks:
 
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     if "RANK" not in os.environ:
-        alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
-        os.environ.update({**alone, "MASTER_PORT": str(_free_port())})
+        # Port 0: whichever is free, for nobody else has to know it.
+        alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+        os.environ.update(alone)
     device = _own_device()
     if not cuda and not dist.is_initialized():
         # On a CPU DeepSpeed would spend most of a minute compiling a shared-memory all-reduce. gloo does without.

@@ -15,6 +15,7 @@ from PIL import Image
 
 import train_ds
 from erw import cli
+from erw.bench._lives import free_port
 from erw.evaluate.digits import load_judge
 from erw.evaluate.running import EVAL_SEED
 from erw.sample import balanced_labels, generate, load_run
@@ -241,7 +242,7 @@ def test_two_ranks_at_stage_three_train_hand_over_and_resume(run_erw, tmp_path):
 def test_the_deepspeed_launcher_works_too(tmp_path):
     root = Path(__file__).resolve().parents[2]
     launcher = Path(sys.executable).with_name("deepspeed")
-    command = [str(launcher), "--num_gpus", "2", "--master_port", "29631", str(root / "train_ds.py"), "digits-sit",
+    command = [str(launcher), "--num_gpus", "2", "--master_port", str(free_port()), str(root / "train_ds.py"), "digits-sit",
                "--ds-config", "zero1", "--eval.name", "none", "--images", "64", "--out", str(tmp_path / "run")]  # fmt: skip
     path = f"{launcher.parent}:{os.environ['PATH']}"
     env = environment(DS_ACCELERATOR="cpu", OMP_NUM_THREADS="1", PATH=path)

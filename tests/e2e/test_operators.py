@@ -2,22 +2,17 @@
 
 import json
 import re
-import socket
 import threading
 import urllib.request
 
 import pytest
 
+from erw.bench._lives import free_port
+
 pytestmark = [pytest.mark.slow, pytest.mark.dist]
 
 TOKENS = {"HF_TOKEN": "hf_secretsecret", "WANDB_API_KEY": "0123456789abcdef0123456789abcdef01234567",
           "AWS_SECRET_ACCESS_KEY": "aws/secret+secret", "AWS_ACCESS_KEY_ID": "AKIASECRETSECRET"}  # fmt: skip
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.fixture(scope="module")

@@ -124,9 +124,7 @@ def job(out: Path):
 def test_a_job_on_two_nodes_goes_on_when_a_node_dies_and_comes_back(nodes, tmp_path):
     jobs, run = tmp_path / "jobs.json", tmp_path / "run"
     jobs.write_text(json.dumps([to_dict(job(run))]))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = _lives.free_port()
     launchers = [Launcher(node, nodes, port, jobs, tmp_path / f"{place}.log") for place, node in enumerate(nodes)]
     try:
         until(lambda: found(run / "checkpoints"), 120, launchers)

@@ -1,9 +1,7 @@
 """Programs that start at once: forked from a process that has imported everything (`erw.bench._lives_preload`)."""
 
-import multiprocessing
 import os
 import runpy
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -15,13 +13,6 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 def run(
     command: list[str], ranks: int, environment: dict[str, str], timeout: float, folder: Path
 ) -> subprocess.CompletedProcess:
@@ -30,18 +21,15 @@ def run(
     ``folder`` takes what they write. The exit code is the first that is not 0, and ends the other ranks, as torchrun does.
     Raises `subprocess.TimeoutExpired`.
     """
-    from erw.bench._lives import Life  # imports triton, for which a test session sets the interpreter first
+    from erw.bench._lives import Life, fork, free_port  # imports triton, for which a test session sets the interpreter first
 
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["erw.bench._lives_preload"])
     out, err = folder / "stdout", folder / "stderr"
     if ranks > 1:
         environment = environment | {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     life = Life([], [out])
     for rank in range(ranks):
         place = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if ranks > 1 else {}
-        life.processes.append(context.Process(target=_program, args=(command, environment | place, str(out), str(err))))
-        life.processes[-1].start()
+        life.processes.append(fork(_program, command, environment | place, str(out), str(err)))
     codes = _codes(life, timeout)
     life.end()
     if codes is None:
@@ -63,8 +51,9 @@ def _codes(life: "Life", timeout: float) -> list[int] | None:
 
 
 def _program(command: list[str], environment: dict[str, str], out: str, err: str) -> None:
-    for file, descriptor in ((out, 1), (err, 2)):
-        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
+    from erw.bench._lives import write_into
+
+    write_into(out, err)
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(ROOT)

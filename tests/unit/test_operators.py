@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from erw.bench._lives import free_port
 from erw.boards import Prometheus
 from erw.engine.config import EngineConfig, deepspeed_dict, read_ds_config
 from erw.engine.ranks import Ranks, talk
@@ -69,11 +70,7 @@ def test_gauges_are_of_the_time_since_the_last_report(monkeypatch):
 
 
 def test_prometheus_serves_and_lets_go(monkeypatch):
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     board = Prometheus("127.0.0.1", port)
     with pytest.raises(UserError, match=f"--train.prometheus {port}"):
         Prometheus("127.0.0.1", port)
