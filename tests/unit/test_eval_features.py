@@ -55,9 +55,9 @@ def test_every_teacher_is_a_network_of_features():
 
 def test_a_vision_transformer_gives_its_class_token(monkeypatch):
     model = timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=0, depth=2).eval()
-    teacher = TimmTeacher("tiny", model, 32)
+    teacher = TimmTeacher("mocov3-s", model, 32)
     monkeypatch.setattr("erw.evaluate.features.load_teacher", lambda name, device, config: teacher)
-    extractor = TeacherFeatures("tiny", CPU)
+    extractor = TeacherFeatures("mocov3-s", CPU)
     pixels = torch.randint(0, 256, (2, 3, 20, 20), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     features = extractor(pixels)["features"]
     assert features.shape == (2, 192) and "class token" in extractor.facts["network"]
