@@ -7,9 +7,13 @@ from erw.optim import OptimConfig
 
 
 class PlainAdamW:
-    """``step()`` over fp32 ``weights`` and their ``grad``; the EMA is updated a parameter at a time."""
+    """``step()`` over fp32 ``weights``, ``used`` being what forward and backward use; the EMA is updated a parameter at a
+    time."""
 
-    def __init__(self, weights: dict[str, Tensor], optim: OptimConfig, ema_decay: float):
+    def __init__(self, weights: dict[str, Tensor], used: list[Tensor], optim: OptimConfig, ema_decay: float):
+        self.used, self.masters = used, list(weights.values())
+        for weight in self.masters:
+            weight.grad = torch.zeros_like(weight)
         self.weights, self.clip, self.ema_decay = weights, optim.clip, ema_decay
         self.ema = {name: weight.detach().clone() for name, weight in weights.items()}
         # No fused or foreach argument, as in the reference step.
@@ -20,8 +24,10 @@ class PlainAdamW:
 
     def step(self) -> None:
         """Clip, AdamW, EMA."""
+        torch._foreach_copy_([weight.grad for weight in self.masters], [weight.grad for weight in self.used])
         self.grad_norm = nn.utils.clip_grad_norm_(self.weights.values(), self.clip)
         self.adamw.step()
         with torch.no_grad():
+            torch._foreach_copy_(self.used, self.masters)
             for name, weight in self.weights.items():
                 self.ema[name].mul_(self.ema_decay).add_(weight, alpha=1 - self.ema_decay)

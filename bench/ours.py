@@ -15,6 +15,7 @@ from erw.bench._ladder import Setup
 from erw.bench._plain_adamw import PlainAdamW
 from erw.bench._scene import Scene
 from erw.bench._weights import draw_weights
+from erw.engine.heap import keep_freed_memory
 from erw.kernels.attention import attention_backend
 from erw.latents import LatentConfig, VaeLatents
 from erw.models.sit import SiT
@@ -64,7 +65,7 @@ class Training:
         self.latents = VaeLatents(LatentConfig(kind="vae"))
         self.seed, self.null = seed, config.num_classes
         if setup.compile:
-            model.compile_blocks()
+            self.module.compile_parts(device)
 
     def inputs(self, moments: Tensor, labels: Tensor, features: Tensor) -> tuple:
         """Arguments of ``module`` for moments (B, 2C, S, S) fp32, labels (B,), features (B, T, F); the stream moves on."""
@@ -81,20 +82,20 @@ class OurStep:
 
     def __init__(self, setup: Setup, scene: Scene, device: torch.device):
         optim, self.host_reads = OptimConfig(), setup.host_reads
+        if device.type == "cpu":
+            keep_freed_memory()  # as the engine does; of the whole process, so the reference has it too
         self.training = Training(setup, scene, device)
         self.module = self.training.module
         named = {name: p for name, p in self.module.named_parameters() if p.requires_grad}
         self.parameters = list(named.values())
         masters = {name: p.detach().clone().requires_grad_() for name, p in named.items()}
         self.masters = list(masters.values())
-        for master in self.masters:
-            master.grad = torch.zeros_like(master)
         self.module.to(DTYPES[setup.precision])
         decay = optim.ema_decay(scene.batch)
         self.optimizer = (
-            PlainAdamW(masters, optim, decay)
+            PlainAdamW(masters, self.parameters, optim, decay)
             if setup.optimizer == "torch"
-            else _adamw_ema(self.masters, optim, decay, setup.compile)
+            else _adamw_ema(self.masters, self.parameters, optim, decay, setup.compile)
         )
         self.forward = Graphed(self.module) if setup.graph else self.module
 
@@ -102,10 +103,7 @@ class OurStep:
         """moments (B, 2C, S, S) fp32, labels (B,) int64, features (B, T, F), all on the device."""
         losses = self.forward(*self.training.inputs(moments, labels, features))
         losses["loss"].backward()
-        torch._foreach_copy_([m.grad for m in self.masters], [p.grad for p in self.parameters])
         self.optimizer.step()
-        with torch.no_grad():
-            torch._foreach_copy_(self.parameters, self.masters)
         self.module.zero_grad(set_to_none=True)
         found = {name: value.detach() for name, value in losses.items()}
         if not self.host_reads:
@@ -113,7 +111,7 @@ class OurStep:
         return {name: value.item() for name, value in (found | {"grad_norm": self.optimizer.grad_norm}).items()}
 
 
-def _adamw_ema(masters: list[Tensor], optim: OptimConfig, ema_decay: float, compiled: bool) -> AdamWEMA:
+def _adamw_ema(masters: list[Tensor], weights: list[Tensor], optim: OptimConfig, ema_decay: float, compiled: bool) -> AdamWEMA:
     return AdamWEMA(
         param_groups(masters, optim.weight_decay),
         lr=optim.lr,
@@ -122,4 +120,5 @@ def _adamw_ema(masters: list[Tensor], optim: OptimConfig, ema_decay: float, comp
         ema_decay=ema_decay,
         max_norm=optim.clip,
         compiled=compiled,
+        halves=dict(zip(masters, weights, strict=True)),
     )

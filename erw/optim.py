@@ -14,6 +14,7 @@ from torch import Tensor
 
 from erw.errors import UserError
 from erw.kernels import adamw_ema_list, clip_coefficient, grad_norm_sq
+from erw.kernels._adamw import squares_compiled
 from erw.kernels._norm import grad_norm_sq_reference
 from erw.settings import setting
 
@@ -89,15 +90,17 @@ class AdamWEMA(torch.optim.Optimizer):
     not finite, without the host waiting for the device; None leaves both to someone else. It needs all gradients of this
     process in one call. ``sharded``: they are a part of the whole, each process of the default group having another.
     ``kernels`` = False runs plain PyTorch on CUDA too; ``compiled``: on a CPU torch.compile makes one pass of it.
+    ``halves``: to a parameter the 16-bit weight that forward and backward use in its place, whose gradient a step takes and
+    which gets the new value, rounded, in the same pass.
     """
 
     def __init__(self, params, *, lr: float, betas: tuple[float, float], eps: float, weight_decay: float = 0.0,
                  ema_decay: float, max_norm: float | None = None, sharded: bool = False, kernels: bool = True,
-                 compiled: bool = False):  # fmt: skip
+                 compiled: bool = False, halves: dict[Tensor, Tensor] | None = None):  # fmt: skip
         defaults = {"lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay, "ema_decay": ema_decay}
         super().__init__(params, defaults)
         self.max_norm, self.sharded, self.kernels, self.compiled = max_norm, sharded, kernels, compiled
-        self.grad_norm: Tensor | None = None
+        self.halves, self.grad_norm = halves or {}, None
 
     def init_state(self, tensors: Iterable[Tensor] | None = None) -> None:
         """Create missing state for ``tensors`` (default: all parameters); the EMA starts as the weights.
@@ -113,18 +116,24 @@ class AdamWEMA(torch.optim.Optimizer):
                 state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(p), torch.zeros_like(p)
                 state["ema"] = p.detach().clone()
 
+    def _gradient(self, p: Tensor) -> Tensor | None:
+        return self.halves.get(p, p).grad
+
     def _scale_and_keep(self) -> tuple[Tensor | None, Tensor | None]:
         """(factor on gradients, 1 or 0): clipping and the skip of a non-finite step; None where it is not ours."""
         if self.max_norm is None:
             return None, None
-        gradients = [p.grad for g in self.param_groups for p in g["params"] if p.grad is not None]
+        gradients = [grad for g in self.param_groups for p in g["params"] if (grad := self._gradient(p)) is not None]
         if self.sharded:
             squares = grad_norm_sq if self.kernels and gradients[0].is_cuda else grad_norm_sq_reference
             square = torch.stack([squares(g) for g in gradients]).sum()
             torch.distributed.all_reduce(square)
             self.grad_norm = square.sqrt()
+        elif self.compiled and not gradients[0].is_cuda:
+            self.grad_norm = torch.stack(squares_compiled(gradients)).sum().sqrt()
         else:
-            self.grad_norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+            wide = torch.promote_types(gradients[0].dtype, torch.float32)
+            self.grad_norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients, dtype=wide)))
         return clip_coefficient(self.grad_norm, self.max_norm)
 
     @torch.no_grad()
@@ -132,7 +141,7 @@ class AdamWEMA(torch.optim.Optimizer):
         """One step of every group: kernels on CUDA, their plain twin on CPUs. The learning rate may be a 0-d tensor."""
         scale, keep = self._scale_and_keep()
         for group in self.param_groups:
-            params = [p for p in group["params"] if p.grad is not None]
+            params = [p for p in group["params"] if self._gradient(p) is not None]
             if not params:
                 continue
             self.init_state(params)
@@ -141,6 +150,7 @@ class AdamWEMA(torch.optim.Optimizer):
             beta1, beta2 = group["betas"]
             rates = {key: group[key] for key in ("lr", "eps", "weight_decay", "ema_decay")}
             adamw_ema_list(
-                params, [p.grad for p in params], *moments, steps=steps, beta1=beta1, beta2=beta2, grad_scale=scale,
-                keep=keep, kernels=self.kernels, compiled=self.compiled, **rates,
+                params, [self._gradient(p) for p in params], *moments, steps=steps, beta1=beta1, beta2=beta2, grad_scale=scale,
+                keep=keep, copies=[self.halves[p] for p in params] if self.halves else None, kernels=self.kernels,
+                compiled=self.compiled, **rates,
             )  # fmt: skip

@@ -10,6 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from erw.kernels._check import dense
+
 _SLICE = 2**18  # elements: five such fp32 arrays fit into a CPU's caches, and a loop over them is longer than its start
 
 
@@ -169,6 +171,20 @@ def _compiled(step: Tensor, rates: Rates) -> Update:
 @cache
 def _one_pass() -> Callable[..., None]:
     return torch.compile(_apply_to_one, dynamic=True)
+
+
+def squares_compiled(gradients: list[Tensor]) -> list[Tensor]:
+    """The sum of squares of each, 0-d fp32 (fp64 for fp64), for CPUs: a pass over 16-bit gradients without a copy in fp32."""
+    return [_one_sum()(_flat(grad) if dense(grad) else grad.flatten()) for grad in gradients]
+
+
+@cache
+def _one_sum() -> Callable[[Tensor], Tensor]:
+    return torch.compile(_squares, dynamic=True)
+
+
+def _squares(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32)).square().sum()
 
 
 def _apply_to_one(shared: _Shared, param, grad, exp_avg, exp_avg_sq, ema, copy, grad_scale) -> None:

@@ -116,3 +116,23 @@ def test_half_life_and_the_papers_alias():
 def test_learning_rate_rises_from_zero():
     config = OptimConfig(lr=1.0, lr_warmup_images=100)
     assert [config.lr_at(i, 2000) for i in (0, 50, 100, 1000)] == [0.0, 0.5, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_halves_bring_the_gradients_and_get_the_weights(compiled):
+    """One pass instead of a copy into the masters' gradients, a step and a copy out of the masters."""
+    apart, at_once = ([p.detach().float().requires_grad_() for p in weights()] for _ in range(2))
+    halves = [p.detach().bfloat16().requires_grad_() for p in at_once]
+    settings = SETTINGS | {"max_norm": 1.0, "compiled": compiled}
+    first = AdamWEMA(apart, **settings)
+    second = AdamWEMA(at_once, **settings, halves=dict(zip(at_once, halves, strict=True)))
+    for step in range(3):
+        for p, half, g in zip(apart, halves, gradients(step), strict=True):
+            half.grad = g.bfloat16()
+            p.grad = half.grad.float()
+        first.step()
+        second.step()
+        torch.testing.assert_close(second.grad_norm, first.grad_norm)
+    for p, q, half in zip(apart, at_once, halves, strict=True):
+        assert torch.equal(p, q) and torch.equal(half, p.bfloat16())
+        assert torch.equal(first.state[p]["ema"], second.state[q]["ema"])
