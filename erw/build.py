@@ -35,8 +35,6 @@ def build_step(config: TrainConfig, phase: Phase, carried: dict[str, Tensor] | N
     if phase.depth is not None:
         model.keep_span(phase.first, phase.depth)
     model.recompute = config.engine.recompute
-    if config.engine.compile == "blocks":
-        model.compile_blocks()
     step = TrainStep(model, heads, config.method, config.objective, phase, opset)
     if initial:
         here = {public_name(name) for name, _ in step.named_parameters()}

@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from erw import kernels
 from erw.errors import UserError
 from erw.kernels import fused as pairs
-from erw.kernels._matmul_mlp import matmul_mlp
+from erw.kernels._cpu_adaln import cpu_adaln_modulate, cpu_gated_residual, cpu_gated_residual_adaln
+from erw.kernels._cpu_linear import cpu_linear
+from erw.kernels._cpu_mlp import cpu_mlp
 from erw.kernels.attention import attention_backend
 from erw.kernels.stacked_linear import stacked_linear
 
@@ -119,13 +121,26 @@ FUSED = OpSet(
 """Kernels, and functions around matmuls that keep less for the backward."""
 
 
-def _mlp_by_matmuls(x: Tensor, fc1: nn.Linear, fc2: nn.Linear) -> Tensor:
-    return matmul_mlp(x, fc1.weight, fc1.bias, fc2.weight, fc2.bias)
+def _cpu_mlp(x: Tensor, fc1: nn.Linear, fc2: nn.Linear) -> Tensor:
+    return cpu_mlp(x, fc1.weight, fc1.bias, fc2.weight, fc2.bias)
+
+
+def _cpu_adaln_linear(x: Tensor, linear: nn.Linear, *, shift: Tensor, scale: Tensor) -> Tensor:
+    return cpu_linear(cpu_adaln_modulate(x, shift=shift, scale=scale), linear.weight, linear.bias)
+
+
+_FOR_CPU_COMPILER = {
+    "adaln_linear": _cpu_adaln_linear,
+    "gated_residual": cpu_gated_residual,
+    "gated_residual_adaln": cpu_gated_residual_adaln,
+    "mlp": _cpu_mlp,
+}
 
 
 def for_cpu_compiler(ops: OpSet) -> OpSet:
-    """``ops`` as blocks that torch compiles for a CPU take it: the plain MLP in a form whose passes compile to faster code."""
-    return replace(ops, mlp=_mlp_by_matmuls) if ops.mlp is mlp else ops
+    """``ops`` as blocks that torch compiles for a CPU take it: what is plain, in forms that compile to faster code."""
+    plain = [name for name in _FOR_CPU_COMPILER if getattr(ops, name) is getattr(REFERENCE, name)]
+    return replace(ops, **{name: _FOR_CPU_COMPILER[name] for name in plain})
 
 
 def resolve(name: str, attention: str = "sdpa") -> OpSet:

@@ -30,7 +30,9 @@ class _Keeping(torch.autograd.Function):
     def forward(ctx, q, k, v):
         q, k, v = (x.contiguous() for x in (q, k, v))
         wide = torch.promote_types(q.dtype, torch.float32)
-        weights = torch.softmax((q @ k.transpose(-1, -2)).to(wide) * q.shape[-1] ** -0.5, dim=-1).to(q.dtype)
+        scores = (q @ k.transpose(-1, -2)).to(wide)
+        weights = ((scores - scores.amax(dim=-1, keepdim=True)) * q.shape[-1] ** -0.5).exp()
+        weights = (weights / weights.sum(dim=-1, keepdim=True)).to(q.dtype)
         out = weights @ v
         ctx.save_for_backward(q, k, v, out, weights)
         return out

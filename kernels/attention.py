@@ -143,8 +143,8 @@ def choose(
 ) -> tuple[str, dict[str, float | str]]:
     """(the fastest backend for ``problem``, what each took or why it cannot).
 
-    ``time(run)`` gives the seconds of one forward and backward; the caller owns the clock. ``compiled``: under torch.compile,
-    which fuses what a backend is made of.
+    ``time(run)`` gives the seconds of one forward and backward; the caller owns the clock. ``compiled``: as torch compiles
+    blocks for a CPU, which fuses what a backend is made of.
     """
     found: dict[str, float | str] = {}
     for name in BACKENDS:
@@ -159,6 +159,8 @@ def choose(
 def _step(name: str, problem: Problem, compiled: bool) -> Callable[[], None]:
     inputs, run = problem.draw(), attention_backend(name)
     if compiled:
-        run = torch.compile(run, dynamic=False)
+        from erw.kernels._cpu_compiler import OPTIONS
+
+        run = torch.compile(run, dynamic=False, options=OPTIONS)
     gradient = torch.randn_like(inputs[0])
     return lambda: torch.autograd.grad(run(*inputs), inputs, gradient)

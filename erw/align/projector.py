@@ -10,17 +10,35 @@ from torch import Tensor, nn
 
 from erw.align.base import Method
 from erw.errors import UserError
+from erw.kernels._cpu_linear import cpu_linear
 from erw.models.sit import SiTConfig, init_linear
 from erw.ops import OpSet
 from erw.settings import setting
 from erw.types import Targets, TeacherSpec
 
 
-def build_projector(width: int, hidden: int, out: int) -> nn.Sequential:
+class Projector(nn.Sequential):
     """REPA's three-layer SiLU MLP (REPA, Sec. 3.1): (B, T, width) to (B, T, out). Children 0, 2, 4 are the Linears."""
-    projector = nn.Sequential(nn.Linear(width, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, out))
-    projector.apply(init_linear)
-    return projector
+
+    def __init__(self, width: int, hidden: int, out: int):
+        super().__init__(nn.Linear(width, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, out))
+        self.apply(init_linear)
+        self._for_cpu_compiler = False
+
+    def compile_on_cpu(self) -> None:
+        """torch.compile, in place."""
+        from erw.kernels._cpu_compiler import OPTIONS
+
+        self._for_cpu_compiler = True
+        self.compile(dynamic=False, options=OPTIONS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, width) to (B, T, out)."""
+        if not self._for_cpu_compiler:
+            return super().forward(x)
+        for layer in self:
+            x = cpu_linear(x, layer.weight, layer.bias) if isinstance(layer, nn.Linear) else layer(x)
+        return x
 
 
 class Projectors(nn.Module):
@@ -28,7 +46,7 @@ class Projectors(nn.Module):
 
     def __init__(self, width: int, hidden: int, outs: tuple[int, ...]):
         super().__init__()
-        self.projectors = nn.ModuleList(build_projector(width, hidden, out) for out in outs)
+        self.projectors = nn.ModuleList(Projector(width, hidden, out) for out in outs)
 
 
 @dataclass(frozen=True, kw_only=True)

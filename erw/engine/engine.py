@@ -35,6 +35,8 @@ class Engine:
 
         if ranks.device.type == "cpu":
             keep_freed_memory()
+        if config.compile == "blocks":
+            step.compile_parts(ranks.device)
         ds_dict = deepspeed_dict(config, batch, ranks.count, optim, top_stage)
         self.stage: int = ds_dict["zero_optimization"]["stage"]
         self.clips = clips_on_device(config, ds_dict["zero_optimization"], optim)

@@ -130,13 +130,17 @@ class SiT(TableModule):
         self.first_block, self.final_layer = first, None
         return self
 
-    def compile_blocks(self) -> None:
-        """torch.compile of each block that runs, in place, for fixed shapes: parameters keep their names and hooks."""
-        on_cpu = self.pos_embed.device.type == "cpu"
-        ops = for_cpu_compiler(self.ops) if on_cpu else self.ops
+    def compile_blocks(self, device: torch.device) -> None:
+        """torch.compile of each block that runs, in place, for fixed shapes on ``device``: parameters keep their names and
+        hooks."""
+        ops, options = self.ops, None
+        if device.type == "cpu":
+            from erw.kernels._cpu_compiler import OPTIONS
+
+            ops, options = for_cpu_compiler(ops), OPTIONS
         for block in self.blocks[self.first_block - 1 :]:
-            block.mlp.ops = ops
-            block.compile(dynamic=False)
+            block.mlp.ops = block.ops = ops
+            block.compile(dynamic=False, options=options)
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor, taps: tuple[int, ...] = ()) -> SiTOutput:
         """x (B, C, S, S), t (B,) fp32, y (B,) int64 labels (num_classes: none)."""

@@ -122,7 +122,7 @@ def _sampler(job: SampleJob, config: TrainConfig, settings: SampleConfig, checkp
              device: torch.device) -> BlockSampler:  # fmt: skip
     _, model, _ = load_run(checkpoint, device, job.weights)
     if job.compile:
-        model.compile_blocks()
+        model.compile_blocks(device)
     return BlockSampler(model, config.objective, settings, labels, seed=job.seed, batch=job.batch, precision=job.precision)
 
 

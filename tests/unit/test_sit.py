@@ -77,7 +77,8 @@ def test_tokens_lie_as_rows_from_the_first_block_on():
     """A convolution's result is transposed in memory, and whatever is computed of it would stay so."""
     model, seen = SiT(MODEL), []
     model.blocks[-1].register_forward_pre_hook(lambda _, given: seen.append(given[0].is_contiguous()))
-    model(torch.randn(2, MODEL.in_channels, MODEL.input_size, MODEL.input_size), torch.rand(2), torch.zeros(2, dtype=torch.long))
+    x = torch.randn(2, MODEL.in_channels, MODEL.input_size, MODEL.input_size)
+    model(x, torch.rand(2), torch.zeros(2, dtype=torch.long))
     assert seen == [True]
 
 
