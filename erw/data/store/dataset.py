@@ -127,6 +127,9 @@ class StoreDataset:
         if key in self._files:
             self._files.move_to_end(key)
             return self._files[key]
+        if self.place.evicts:
+            for other in [other for other, file in self._files.items() if file.removed]:
+                self._files.pop(other).close()
         while len(self._files) >= _OPEN_FILES:
             self._files.popitem(last=False)[1].close()
         self._files[key] = self.place.open(shard, group)

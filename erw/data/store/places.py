@@ -17,9 +17,10 @@ _THREADS = 4  # that fetch, in each process
 
 
 class Place:
-    """Opens the files of a store; subclasses say where they are."""
+    """Opens the files of a store; subclasses say where they are. ``evicts``: it deletes files to make room for others."""
 
     manifest: Manifest
+    evicts = False
 
     def __init__(self, name: str):
         self.name = name

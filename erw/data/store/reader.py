@@ -110,6 +110,11 @@ class ShardFile:
             for number in range(self.rows):
                 self.read(column.name, np.array([number]), row, np.zeros(1, np.int64))
 
+    @property
+    def removed(self) -> bool:
+        """Whether the file has been deleted: its bytes stay on the disk for as long as it is open."""
+        return os.fstat(self.fd).st_nlink == 0
+
     def close(self) -> None:
         """Give the descriptor back."""
         if self.fd >= 0:

@@ -31,6 +31,8 @@ class RemotePlace(Place):
     the storage cannot be reached, refuses, or has no such file.
     """
 
+    evicts = True
+
     def __init__(self, url: str, cache: str, cache_bytes: int):
         super().__init__(url.rstrip("/"))
         text = self._try(MANIFEST, lambda: self._files().cat_file(self._path(MANIFEST)).decode())
