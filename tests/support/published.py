@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from erw.align.projector import build_projector
+from erw.align.projector import Projector
 from erw.models.sit import SiT, SiTConfig
 
 MODEL = SiTConfig(depth=2, width=32, num_heads=2, input_size=8, num_classes=10)
@@ -25,7 +25,7 @@ def published_weights(model: SiT, projector_width: int = 0) -> dict[str, torch.T
     """Its state dict; with REPA's projector of one teacher of width 96 where ``projector_width`` is given."""
     weights = {name: value.clone() for name, value in model.state_dict().items()}
     if projector_width:
-        projector = build_projector(model.config.width, projector_width, 96)
+        projector = Projector(model.config.width, projector_width, 96)
         weights |= {f"projectors.0.{name}": value.clone() for name, value in projector.state_dict().items()}
     return weights
 
