@@ -30,12 +30,14 @@ def distance(a: list[float], b: list[float]) -> float:
     return statistics.mean(abs(x - y) for x, y in zip(a, b, strict=True))
 
 
-def test_in_fp32_they_are_the_same_curve(curves):
-    theirs, ours = curves["published fp32"], curves["ours fp32"]
+@pytest.mark.parametrize("path", ["gpu", "cpu"])
+def test_in_fp32_they_are_the_same_curve(curves, path):
+    theirs, ours = curves["published fp32"], curves[f"ours {path} fp32"]
     assert theirs[-1] < theirs[0] - 0.1
     assert max(abs(x - y) for x, y in zip(theirs, ours, strict=True)) < 1e-5 * max(map(abs, theirs))
 
 
-def test_in_bf16_they_are_as_near_as_the_published_step_is_to_itself_compiled(curves):
+@pytest.mark.parametrize("path", ["gpu", "cpu"])
+def test_in_bf16_they_are_as_near_as_the_published_step_is_to_itself_compiled(curves, path):
     theirs = curves["published bf16"]
-    assert distance(theirs, curves["ours bf16"]) <= 2 * distance(theirs, curves["published bf16 compiled"])
+    assert distance(theirs, curves[f"ours {path} bf16"]) <= 2 * distance(theirs, curves["published bf16 compiled"])
