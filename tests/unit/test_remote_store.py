@@ -1,5 +1,6 @@
 """A store in object storage, on a real S3 server: each shard fetched once, checked, kept within bounds, shared, retried."""
 
+import contextlib
 import itertools
 import multiprocessing
 import os
@@ -102,17 +103,28 @@ def test_ranks_and_their_loader_processes_share_one_cache(server, bucket, tmp_pa
     assert fetched == {f"{group}-{n:05d}.arrow": 1 for group in ("latents", "t") for n in range(SHARDS)}
 
 
+def held(folder) -> int:
+    """Bytes of its files. Listed until two lists are alike: one that is renamed meanwhile would count twice, or be missing."""
+    before, now = None, {}
+    while now != before:
+        before, now = now, {}
+        for file in folder.iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                now[file.name] = file.stat().st_size if file.is_file() else 0
+    return sum(now.values())
+
+
 def test_the_cache_stays_within_its_bound(server, bucket, folder, tmp_path):
     sizes = [file.stat().st_size for file in folder.glob("latents-*")]
     bound = sum(sorted(sizes)[-3:]) + 100
     dataset = StoreDataset(bucket, 1, str(tmp_path), bound)
     for _ in batches(dataset, 40, teachers=()):
-        assert sum(file.stat().st_size for file in tmp_path.iterdir() if file.is_file()) <= bound
-        # What was deleted to make room is not kept open, or it would stay on the disk: but for what went with the last fetch.
-        assert sum(file.removed for file in dataset._files.values()) <= 3
+        assert held(tmp_path) <= bound
+        # What was deleted to make room and is not read any more is not kept open either, or it would stay on the disk.
+        assert len(dataset._files) <= 3 + 3
     fetched = server.fetched()
     assert fetched.pop("manifest.json") == 1 and len(fetched) == SHARDS
-    assert max(fetched.values()) == 2  # in two epochs
+    assert SHARDS < sum(fetched.values()) <= 2 * SHARDS  # in two epochs
 
 
 def test_a_cache_that_cannot_hold_two_windows_is_refused(bucket, tmp_path):

@@ -49,7 +49,8 @@ class ShardCache:
             partial.touch()
         try:
             fetch(partial)
-            os.replace(partial, path)
+            with self._lock("room", wait=True):  # renamed while another counts, it would be counted by neither name
+                os.replace(partial, path)
         finally:
             partial.unlink(missing_ok=True)
 
@@ -65,7 +66,7 @@ class ShardCache:
         """Delete what killed processes left, then the files used longest ago until ``size`` more bytes are within the limit."""
         taken, files = size, []
         for path in self.folder.iterdir():
-            with contextlib.suppress(FileNotFoundError):  # another process renamed it just now
+            with contextlib.suppress(FileNotFoundError):  # a fetch that failed took it away just now
                 if path.name.endswith(".partial"):
                     taken += 0 if self._remove_left(path) else int(path.name.split(".")[-2])
                 elif path.is_file():

@@ -20,6 +20,8 @@ from erw.types import CachedTeacher, StoredLatents
 
 _OPEN_FILES = 512  # kept open; each holds its labels and digests, 24 bytes a row, and a descriptor
 
+_WINDOWS_IN_USE = 3  # the one that is read, the one before it, whose last images share a batch with its first, and the next
+
 
 class StoreDataset:
     """The prepared dataset at ``path``: a folder, or a URL that fsspec understands (``s3://bucket/name``).
@@ -128,7 +130,9 @@ class StoreDataset:
             self._files.move_to_end(key)
             return self._files[key]
         if self.place.evicts:
-            for other in [other for other, file in self._files.items() if file.removed]:
+            # Of what made room for others, all that is not used still, or open it would stay on the disk.
+            in_use = _WINDOWS_IN_USE * self.blocks.window * len({group for _, group in self._files})
+            for other in [other for other in list(self._files)[:-in_use] if self._files[other].removed]:
                 self._files.pop(other).close()
         while len(self._files) >= _OPEN_FILES:
             self._files.popitem(last=False)[1].close()

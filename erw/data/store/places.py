@@ -43,10 +43,15 @@ class Place:
 
     def prefetch(self, wanted: Sequence[Wanted]) -> None:
         """Bring files near, in the background; those of the last call are so already."""
-        for shard, group in wanted:
-            if (shard, group) not in self._near:
-                self._background.do(self.bring, shard, group)
-        self._near = set(wanted)
+        before, self._near = self._near, set(wanted)
+        for place in wanted:
+            if place not in before:
+                self._background.do(self._bring_if_near, place)
+
+    def _bring_if_near(self, place: Wanted) -> None:
+        """Nothing where the reader has got past it: what had made room for others would be fetched again for nobody."""
+        if place in self._near:
+            self.bring(*place)
 
     def shard_file(self, path: Path, shard: int, group: str, name: str | None = None) -> ShardFile:
         """The local file ``path`` as a shard's; ``name`` is what messages call it."""
