@@ -12,6 +12,7 @@ from torch import Tensor
 
 from erw.kernels._check import dense
 
+_THREADED = 2**15  # elements from which on it pays a CPU to share them out
 _SLICE = 2**18  # elements: five such fp32 arrays fit into a CPU's caches, and a loop over them is longer than its start
 
 
@@ -163,24 +164,21 @@ def _compiled(step: Tensor, rates: Rates) -> Update:
     shared = _shared(step, rates._replace(lr=torch.as_tensor(rates.lr, dtype=step.dtype)), None)
 
     def update(tensors: list[Tensor], copy: Tensor | None, grad_scale: Tensor | None) -> None:
-        _one_pass()(shared, *tensors, copy, grad_scale)
+        _compiled_for(_apply_to_one, tensors[0].numel() >= _THREADED)(shared, *tensors, copy, grad_scale)
 
     return update
 
 
 @cache
-def _one_pass() -> Callable[..., None]:
-    return torch.compile(_apply_to_one, dynamic=True)
+def _compiled_for(function: Callable, threaded: bool) -> Callable:
+    """For tensors of any size; told to, as the compiler would go by the size of the first, it shares them out to threads."""
+    return torch.compile(function, dynamic=True, options={"cpp.min_chunk_size": 1 if threaded else 2 * _THREADED})
 
 
 def squares_compiled(gradients: list[Tensor]) -> list[Tensor]:
     """The sum of squares of each, 0-d fp32 (fp64 for fp64), for CPUs: a pass over 16-bit gradients without a copy in fp32."""
-    return [_one_sum()(_flat(grad) if dense(grad) else grad.flatten()) for grad in gradients]
-
-
-@cache
-def _one_sum() -> Callable[[Tensor], Tensor]:
-    return torch.compile(_squares, dynamic=True)
+    flat = [_flat(grad) if dense(grad) else grad.flatten() for grad in gradients]
+    return [_compiled_for(_squares, grad.numel() >= _THREADED)(grad) for grad in flat]
 
 
 def _squares(x: Tensor) -> Tensor:
