@@ -107,13 +107,25 @@ def stage_of(ds_config: dict[str, Any]) -> int:
     return int(ds_config.get("zero_optimization", {}).get("stage", 0))
 
 
+def _accumulates_in(ds_config: dict[str, Any], config: EngineConfig) -> str:
+    """The dtype of sums over micro-batches: that of the weights, unless a file says otherwise."""
+    return ds_config.get("data_types", {}).get("grad_accum_dtype") or config.precision
+
+
 def check_stage(config: EngineConfig) -> None:
-    """Raise where precision or compilation do not go with the stage."""
-    stage = stage_of(read_ds_config(config.ds_config))
+    """Raise where precision, accumulation or compilation do not go with the stage."""
+    ds_config = read_ds_config(config.ds_config)
+    stage = stage_of(ds_config)
     if config.precision in ("bf16", "fp16") and stage == 0:
         raise UserError(
             f"--engine.precision {config.precision} needs ZeRO-1 or higher (free on one rank), not {config.ds_config}: choose"
             " --engine.ds_config zero1, or --engine.precision autocast"
+        )
+    sums = _accumulates_in(ds_config, config)
+    if config.precision == "bf16" and stage == 1 and sums != "bf16":
+        raise UserError(
+            f"{config.ds_config}: data_types.grad_accum_dtype '{sums}' with --engine.precision bf16 needs stage 2 or higher"
+            ' (at stage 1 DeepSpeed has another optimizer for it): set "stage": 2, or leave it out'
         )
     if config.compile == "blocks" and stage == 3:
         raise UserError(
@@ -129,17 +141,19 @@ def micro_batch(batch: int, accumulation: int, ranks: int) -> int:
     return batch // (ranks * accumulation)
 
 
-def clips_on_device(config: EngineConfig, zero: dict[str, Any], optim: OptimConfig) -> bool:
+def clips_on_device(config: EngineConfig, ds_config: dict[str, Any], optim: OptimConfig) -> bool:
     """Whether `AdamWEMA` takes the global norm, clips and skips, without the host reading anything back.
 
     It must see all gradients of its rank at once: whole tensors at stage 0, one flat shard at stages 1 and 2. Not at stage 3,
-    nor for two groups of weights (weight decay), which come one after the other, nor with a loss scale or offload.
+    nor for two groups of weights (weight decay), which come one after the other, nor with a loss scale, offload, or gradients
+    that a file has accumulated in another dtype than the weights'.
     """
-    stage = int(zero["stage"])
+    stage = stage_of(ds_config)
     if stage == 0:
         return True
-    offloaded = bool(zero.get("offload_optimizer"))
-    return stage <= 2 and config.precision in ("bf16", "fp32") and optim.weight_decay == 0.0 and not offloaded
+    offloaded = bool(ds_config["zero_optimization"].get("offload_optimizer"))
+    alike = config.precision in ("bf16", "fp32") and _accumulates_in(ds_config, config) == config.precision
+    return stage <= 2 and alike and optim.weight_decay == 0.0 and not offloaded
 
 
 def deepspeed_dict(config: EngineConfig, batch: int, ranks: int, optim: OptimConfig, top_stage: int) -> dict[str, Any]:
@@ -150,7 +164,7 @@ def deepspeed_dict(config: EngineConfig, batch: int, ranks: int, optim: OptimCon
         of_stage_3 = ("stage3", "memory_efficient_linear", "offload_param")
         zero = {key: value for key, value in zero.items() if not key.startswith(of_stage_3)}
         zero["stage"] = top_stage
-    ours = clips_on_device(config, zero, optim)
+    ours = clips_on_device(config, merged | {"zero_optimization": zero}, optim)
     if ours and zero["stage"]:
         zero["compute_grad_norm"] = False
     return {

@@ -30,6 +30,7 @@ class Engine:
                  top_stage: int = 3):  # fmt: skip
         import deepspeed
 
+        from erw.engine.flat_step import step_flat
         from erw.engine.shards import shards_of
         from erw.engine.waits import order_streams
 
@@ -39,7 +40,7 @@ class Engine:
             step.compile_parts(ranks.device)
         ds_dict = deepspeed_dict(config, batch, ranks.count, optim, top_stage)
         self.stage: int = ds_dict["zero_optimization"]["stage"]
-        self.clips = clips_on_device(config, ds_dict["zero_optimization"], optim)
+        self.clips = clips_on_device(config, ds_dict, optim)
         self.accumulation, self.optim, self.ranks = config.accumulation, optim, ranks
         masters = {name: p.detach().clone() for name, p in step.named_parameters()}
         self.optimizer = AdamWEMA(
@@ -58,6 +59,7 @@ class Engine:
         )
         if self.clips and self.stage:
             order_streams(wrapped)
+            step_flat(wrapped, self.optimizer, ranks.count)
         self.shards = shards_of(self.stage, wrapped, self.optimizer)
         # DeepSpeed makes its fp32 masters from weights already rounded to bf16; give it the true ones.
         for name, parameter in self.parameters().items():

@@ -83,6 +83,17 @@ def test_bf16_needs_zero_one():
     check_stage(EngineConfig(ds_config="zero0", precision="autocast"))
 
 
+def test_sums_of_another_dtype_need_zero_two(tmp_path):
+    for stage in ("zero1", "zero2"):
+        (tmp_path / stage).write_text(json.dumps(read_ds_config(stage) | {"data_types": {"grad_accum_dtype": "fp32"}}))
+    with pytest.raises(UserError, match="zero1: data_types.grad_accum_dtype 'fp32' with .* needs stage 2 or higher"):
+        check_stage(EngineConfig(ds_config=str(tmp_path / "zero1")))
+    check_stage(EngineConfig(ds_config=str(tmp_path / "zero1"), precision="fp32"))
+    other = EngineConfig(ds_config=str(tmp_path / "zero2"))
+    check_stage(other)
+    assert deepspeed_dict(other, 64, 1, OptimConfig(), 3)["gradient_clipping"] == 1  # DeepSpeed clips then
+
+
 def test_a_batch_that_does_not_divide_is_refused():
     assert micro_batch(64, 2, 4) == 8
     with pytest.raises(UserError, match="--train.batch 64 is not divisible by 3 ranks x --engine.accumulation 2"):
