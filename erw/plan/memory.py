@@ -7,7 +7,7 @@ goes within a step is the sum of what is alive at its two fullest moments, the b
 from dataclasses import dataclass
 
 from erw.config import TrainConfig
-from erw.engine.config import deepspeed_dict
+from erw.engine.config import clips_on_device, deepspeed_dict
 from erw.optim import OptimConfig
 from erw.plan.trace import Trace
 
@@ -31,7 +31,8 @@ class Memory:
     teacher      weights of an encoder that runs online; its forward is over before the model's begins
     activations  the most that is alive in forward and backward, inputs included
     backward     the most at once of the last three: they are not full at the same time
-    step         what the optimizer's step needs beside the state: fp32 gradients of its shard, and copies of them
+    step         what the optimizer's step needs beside the state: gradients of its shard, in fp32 where DeepSpeed steps, and
+                 copies of them
     host         of all that, what offload keeps in the machine's memory
     """
 
@@ -78,6 +79,7 @@ class Sharding:
     offload_optimizer: bool
     offload_param: bool
     recomputes: bool
+    flat_step: bool
 
     @property
     def elements(self) -> int:
@@ -144,6 +146,7 @@ def sharding_of(config: TrainConfig, parameters: list[tuple[int, bool]], ranks: 
         offload_optimizer=bool(zero.get("offload_optimizer")),
         offload_param=bool(zero.get("offload_param")),
         recomputes=config.engine.recompute == "full",
+        flat_step=0 < stage < 3 and clips_on_device(config.engine, merged, optim),
     )
 
 
@@ -177,6 +180,8 @@ def _whole(s: Sharding, trace: Trace) -> Memory:
 
 def _flat(s: Sharding, trace: Trace) -> Memory:
     """Stages 1 and 2: gradients pass through buckets into a buffer of this rank's own; ZeRO-1 accumulates them whole."""
+    if s.flat_step and s.ranks == 1:
+        return _flat_alone(s, trace)
     state, kept = _state(s), s.element * s.touched()
     if s.offload_optimizer:
         kept = s.element * max(map(max, s.groups))
@@ -193,10 +198,20 @@ def _flat(s: Sharding, trace: Trace) -> Memory:
     again = (done >= 2 * s.bucket) | ((done >= s.elements) & (s.elements > s.bucket))
     extra = buckets * begun + max(copied, kept) * full + min(copied, kept) * again
     backward = float((trace.alive + extra).max()) + accumulated
-    widened = _FP32 * s.owned if s.element != _FP32 and not s.offload_optimizer else 0
+    widened = _FP32 * s.owned if s.element != _FP32 and not s.offload_optimizer and not s.flat_step else 0
     return Memory(
         weights=s.element * s.padded, gradients=kept + accumulated, buckets=buckets + copied, activations=trace.peak(),
         backward=backward, step=kept + accumulated + s.element * s.owned + widened, **state,
+    )  # fmt: skip
+
+
+def _flat_alone(s: Sharding, trace: Trace) -> Memory:
+    """They stay where the backward leaves them (`erw.engine.flat_step`), and are put together for the step."""
+    gradients = s.element * s.elements
+    backward = trace.peak(s.element) if s.accumulation == 1 else trace.peak() + gradients
+    return Memory(
+        weights=s.element * s.padded, gradients=gradients, buckets=0, activations=trace.peak(), backward=backward,
+        step=gradients + s.element * s.owned, **_state(s),
     )  # fmt: skip
 
 

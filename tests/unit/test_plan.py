@@ -81,7 +81,8 @@ def test_kernels_keep_less_and_recompute_keeps_least():
 
 def sharding(stage, ranks, groups=((10, 7), (3,)), **knobs) -> Sharding:
     rest = {"element": 2, "accumulation": 1, "bucket": 100, "buckets": 2, "reduce": 2, "prefetch": 10, "persistent": 5,
-            "reuse": 1e9, "offload_optimizer": False, "offload_param": False, "recomputes": False}  # fmt: skip
+            "reuse": 1e9, "offload_optimizer": False, "offload_param": False, "recomputes": False,
+            "flat_step": False}  # fmt: skip
     return Sharding(stage=stage, ranks=ranks, groups=groups, **rest | knobs)
 
 
