@@ -16,7 +16,8 @@ def step_flat(zero, optimizer: AdamWEMA, ranks: int) -> None:
     """
     zero.step = FlatStep(zero, optimizer, alone=ranks == 1)
     if ranks == 1:
-        zero.process_gradients = lambda parameter, group: None
+        # Where DeepSpeed takes each gradient, with ``overlap_comm`` and without, and where it ends a backward.
+        zero.process_gradients = zero.reduce_ready_partitions_and_remove_grads = lambda parameter, group: None
         zero.independent_gradient_partition_epilogue = lambda: None
 
 
