@@ -31,7 +31,7 @@ class Run:
 
     peak           dense bf16 TFLOP/s of the device, where known
     copy_gb_per_s  measured bandwidth of a copy
-    floor_rounds   measurements of each part of the floor
+    floor_rounds   measurements of each part of the floor; 0: there is no floor
     """
 
     def __init__(self, settings: Settings, plan: Plan, content: dict, record: Record, *, peak: float | None,
@@ -88,6 +88,8 @@ class Run:
 
     def _floor(self, scene: Scene, found: Result) -> float | None:
         """Seconds, None where it could not be measured."""
+        if not self.floor_rounds:
+            return None
         setup = found.built.setup
         floor = self._floors.get((scene, setup.phase))
         if floor is None:
