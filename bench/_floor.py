@@ -99,6 +99,14 @@ class Floor:
         """With attention by the backend of that name."""
         return self._products + self._attended(attention) + self._optimizer["seconds"]
 
+    def again(self) -> None:
+        """Measure every part once more and keep what was faster: no floor is what a neighbour left of the machine."""
+        other = Floor(self.scene, self.phase, self.device, self._copy_gb_per_s, self.rounds)
+        for (_, mine), (_, theirs) in zip(self._gemms, other._gemms, strict=True):
+            mine.update({name: min(mine[name], seconds) for name, seconds in theirs.items()})
+        for backend, seconds in self._attention.items():
+            self._attention[backend] = min(seconds, other._attended(backend))
+
     def as_json(self) -> dict:
         """What has been measured, part by part."""
         blocks = [asdict(gemm) | {"seconds": seconds} for gemm, seconds in self._gemms]

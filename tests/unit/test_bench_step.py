@@ -157,6 +157,9 @@ class FakeFloor:
     def seconds(self, attention: str) -> float:
         return 1e-6
 
+    def again(self) -> None:
+        pass
+
     def as_json(self) -> dict:
         parts = {"attention_seconds": {"sdpa": 0.0}, "optimizer": {"seconds": 0.0}, "seconds": {"sdpa": 1e-6}}
         return {"phase": "full", "gemm_seconds": 1e-6, "gemms": []} | parts
